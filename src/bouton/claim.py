@@ -1,0 +1,140 @@
+"""A claim: one mechanism on one weight, with all that the mechanism remembers of that weight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from bouton.mechanism import (
+    ErrorRule,
+    Mechanism,
+    RandomStream,
+    RateRule,
+    Rewiring,
+    StructureRule,
+    Synapses,
+    WiringRule,
+)
+from bouton.synapse import Layout
+
+
+@dataclass
+class Claim:
+    """One mechanism on one weight.
+
+    It holds no reference to the model or the optimizer, so that it may sit in a hook of the model and be
+    copied and pickled with it.
+    """
+
+    mechanism: Mechanism
+    name: str
+    layout: Layout
+    stream: RandomStream
+    state: dict[str, Tensor] = field(default_factory=dict)
+    step: int = 0
+    events: int = 0
+    changed: Tensor | None = None  # structure: synapses changed so far, counted on the weight's device
+
+    @property
+    def key(self) -> str:
+        """This claim's name in a state dict."""
+        return f"{type(self.mechanism).__name__}/{self.name}"
+
+    def prepare(self, weight: Tensor) -> None:
+        """Let the mechanism make its state on ``weight``."""
+        self.state = dict(self.mechanism.prepare(self._synapses(weight)))
+
+    def transform(self, weight: Tensor, output: Tensor) -> Tensor:
+        """The layer's output after a wiring rule."""
+        return cast(WiringRule, self.mechanism).rule(self._synapses(weight), output)
+
+    def error_factor(self, weight: Tensor) -> Tensor:
+        """The factor of an error rule, shaped to multiply the layer's output."""
+        synapses = self._synapses(weight)
+        factor = cast(ErrorRule, self.mechanism).rule(synapses)
+        self._check(factor, [synapses.weight.shape[:1]])
+        return factor.reshape(-1, *[1] * (-1 - self.layout.output_axis))
+
+    def rate(self, weight: Tensor, gradient: Tensor | None) -> Tensor:
+        """The factor of a rate rule, in the shape of ``weight`` as torch stores it."""
+        synapses = self._synapses(weight, gradient)
+        rate = cast(RateRule, self.mechanism).rule(synapses)
+        shape = synapses.weight.shape
+        self._check(rate, [shape[:1], shape])
+        if rate.ndim == 1:
+            rate = rate.reshape(-1, *[1] * (len(shape) - 1)).expand(shape)
+        return self.layout.nodes(rate.to(weight.dtype))
+
+    def rewire(self, weight: Tensor, gradient: Tensor | None) -> Rewiring:
+        """The outcome of a structure rule, in the shape of ``weight`` as torch stores it."""
+        synapses = self._synapses(weight, gradient)
+        changed, values = cast(StructureRule, self.mechanism).rule(synapses)
+        self._check(changed, [synapses.weight.shape])
+        self._check(values, [synapses.weight.shape])
+        self.events += 1
+        count = changed.sum()
+        self.changed = count if self.changed is None else self.changed.to(count.device) + count
+        return Rewiring(self.layout.nodes(changed), self.layout.nodes(values))
+
+    def stats(self, weight: Tensor) -> dict[str, float]:
+        """What this claim does now, as numbers; leaves state and draws as they are."""
+        if self.mechanism.site == "structure":
+            turned = 0.0 if self.changed is None else float(self.changed)
+            share = turned / (self.events * weight.numel()) if turned else 0.0
+            return {"turnover": share, "changed": turned, "events": float(self.events)}
+        if self.mechanism.site == "wiring":
+            return {}
+        state, count = dict(self.state), self.stream.count
+        rule = cast(RateRule, self.mechanism).rule
+        factor = rule(self._synapses(weight, weight.grad)).double()
+        self.state, self.stream.count = state, count
+        numbers = {"mean": factor.mean(), "std": factor.std(correction=0)}
+        numbers |= {"min": factor.amin(), "max": factor.amax()}
+        return {name: value.item() for name, value in numbers.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that must be kept to go on exactly."""
+        changed = {} if self.changed is None else {"changed": self.changed.clone()}
+        tensors = {name: tensor.clone() for name, tensor in self.state.items()}
+        numbers = {"step": self.step, "events": self.events, "draws": self.stream.count}
+        return {**numbers, **changed, "tensors": tensors}
+
+    def check_fits(self, values: dict[str, Any]) -> None:
+        """Refuse the state of a claim whose tensors have other names or shapes."""
+        found = {name: tuple(tensor.shape) for name, tensor in values["tensors"].items()}
+        expected = {name: tuple(tensor.shape) for name, tensor in self.state.items()}
+        if found != expected:
+            raise ValueError(
+                f"state of {self.key} does not fit: it holds {found}, and this model needs {expected}"
+            )
+
+    def load_state_dict(self, values: dict[str, Any]) -> None:
+        """Take over what :meth:`state_dict` gave."""
+        self.state = {name: tensor.clone() for name, tensor in values["tensors"].items()}
+        self.step, self.events = values["step"], values["events"]
+        self.stream.count = values["draws"]
+        self.changed = values.get("changed")
+
+    def _synapses(self, weight: Tensor, gradient: Tensor | None = None) -> Synapses:
+        for name, tensor in self.state.items():
+            if tensor.device != weight.device:  # the model was moved since
+                self.state[name] = tensor.to(weight.device)
+        return Synapses(
+            weight=self.layout.nodes(weight.detach()),
+            gradient=None if gradient is None else self.layout.nodes(gradient.detach()),
+            state=self.state,
+            step=self.step,
+            axis=self.layout.output_axis,
+            stream=self.stream,
+        )
+
+    def _check(self, returned: Tensor, expected: list[torch.Size]) -> None:
+        if returned.shape not in expected:
+            shapes = " or ".join(str(list(shape)) for shape in expected)
+            raise ValueError(
+                f"the {self.mechanism.site} rule of {type(self.mechanism).__name__} returned "
+                f"{list(returned.shape)} for {self.name}; expected {shapes}"
+            )

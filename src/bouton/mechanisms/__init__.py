@@ -1,0 +1,8 @@
+"""The mechanisms, one file each: importing this package registers all of them."""
+
+from bouton.mechanisms.grapes import Grapes
+from bouton.mechanisms.multi_synapse import MultiSynapse
+from bouton.mechanisms.plasticity_diversity import PlasticityDiversity
+from bouton.mechanisms.spine_remodeling import SpineRemodeling
+
+__all__ = ["Grapes", "MultiSynapse", "PlasticityDiversity", "SpineRemodeling"]

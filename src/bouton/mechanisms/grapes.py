@@ -1,0 +1,93 @@
+"""GRAPES: the error at a node is modulated by the node's share of synaptic weight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from bouton.mechanism import Mechanism, Synapses, checked_clip, register
+from bouton.synapse import SynapseGroup
+
+
+def responsibility(
+    weight: Tensor, clip: tuple[float, float] | None = (1.0, 2.0), normalize: bool = False
+) -> Tensor:
+    """Factor ``[node]`` of a weight ``[node, fan-in...]``; see :class:`Grapes`.
+
+    A layer whose weights are all zero has no share to tell apart, and gets the factor 1.
+    """
+    total = weight.abs().flatten(1).sum(1)  # [node]
+    largest = total.amax() if len(total) else total.sum()
+    factor = torch.where(largest > 0, 2 * total / largest, torch.ones_like(total))
+    if clip is not None:
+        factor = factor.clamp(*clip)
+    return factor / factor.mean() if normalize else factor
+
+
+@register(
+    paper="GRAPES (Nat. Commun. 13, 2022)",
+    neutral={"clip": (1.0, 1.0)},
+    examples=({}, {"mode": "local"}, {"clip": None, "normalize": True}),
+)
+@dataclass(frozen=True, kw_only=True)
+class Grapes(Mechanism):
+    r"""Modulate the error at each node by its share of the layer's synaptic weight.
+
+    .. math:: s_o = \sum_i |W_{oi}|, \qquad f_o = \mathrm{clip}(2 s_o / \max_o s_o)
+
+    For a layer's weight ``[node, fan-in...]`` the factor ``f`` has shape ``[node]``, no unit, and is
+    computed from the current weights in every forward pass. It is constant under differentiation. The
+    read-out layer is never modulated.
+
+    Args:
+        mode: ``"propagated"``: ``f`` multiplies the error at the node, so that the layer's weights, its
+            bias and all layers below see it, and factors compound with depth. ``"local"``: ``f``
+            multiplies only the update of the layer's own weights.
+        clip: bounds of ``f``; None leaves it in (0, 2].
+        normalize: divide by the mean of ``f`` over the layer (after ``clip``), so that the mean error
+            keeps its size.
+        where: see :class:`bouton.Mechanism`.
+
+    Raises:
+        ValueError: an unknown mode, or bounds that are not ``0 <= low <= high``.
+
+    Note:
+        When not to use it: as a cheap win over a well chosen learning rate. In a fresh layer the row
+        sums concentrate, so that ``f`` is near 2 for every node (784-256: mean 1.90, range 1.80-2.00),
+        and the mechanism is close to a larger learning rate: on Fashion-MNIST (2x256, SGD, 5 epochs)
+        plain 0.8434, Grapes 0.8553, the same mean factor for every node 0.8557. ``normalize=True``
+        takes this part away. Under Adam, which divides by the gradient's size, the propagated form
+        mostly cancels (the update changes by 6 %, against 49 % under SGD).
+
+    References:
+        Dellaferrera et al., Nature Communications 13 (2022), doi 10.1038/s41467-022-29491-2.
+
+    Example:
+        >>> import bouton, torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+        >>> handle = bouton.attach(model, None, [bouton.Grapes()])
+        >>> responsibility(torch.tensor([[1.0, -1.0], [0.5, 1.0]]))
+        tensor([2.0000, 1.5000])
+    """
+
+    mode: Literal["propagated", "local"] = "propagated"
+    clip: tuple[float, float] | None = (1.0, 2.0)
+    normalize: bool = False
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("propagated", "local"):
+            raise ValueError(f"Grapes(mode={self.mode!r}): use 'propagated' or 'local'")
+        object.__setattr__(self, "clip", checked_clip("Grapes", self.clip))
+
+    @property
+    def site(self) -> str:  # type: ignore[override]
+        return "error" if self.mode == "propagated" else "rate"
+
+    def serves(self, group: SynapseGroup) -> str | None:
+        return "the read-out is never modulated" if group.readout else None
+
+    def rule(self, synapses: Synapses) -> Tensor:
+        return responsibility(synapses.weight, self.clip, self.normalize)

@@ -1,0 +1,18 @@
+import sys
+from pathlib import Path
+
+import hypothesis
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))  # oracles.py and the contract's models
+
+# Deterministic, so that a failure in one place is a failure everywhere; no deadline on shared machines.
+hypothesis.settings.register_profile("tests", deadline=None, derandomize=True, max_examples=40)
+hypothesis.settings.load_profile("tests")
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """Every test starts from the same global random state, whatever ran before it."""
+    torch.manual_seed(0)

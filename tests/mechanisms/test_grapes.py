@@ -1,0 +1,144 @@
+import functools
+from pathlib import Path
+
+import numpy as np
+import oracles
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import bouton
+from bouton.mechanisms.grapes import responsibility
+
+DATA = Path(__file__).parent.parent / "data" / "grapes.npz"
+SERVED = [
+    f"{rule}-{optimizer}-{activation}-{clip}"
+    for rule, clips in (("BP", ["un"]), ("BPgrapes", ["un", "ue"]))
+    for optimizer in ("SGD", "mom", "Adam")
+    for activation in ("relu", "tanh")
+    for clip in clips
+]
+
+
+@functools.cache
+def published():
+    with np.load(DATA) as file:
+        return {key: torch.from_numpy(file[key]) for key in file.files}
+
+
+def layers_of(case, batches):
+    return [published()[f"{case}/w{batches}/{layer}"] for layer in range(3)]
+
+
+def build(weights, activation):
+    layers = []
+    for weight in weights:
+        layers.append(nn.Linear(*reversed(weight.shape), bias=False, dtype=torch.float64))
+        layers[-1].weight.data.copy_(weight)
+        layers.append(nn.ReLU(inplace=True) if activation == "relu" else nn.Tanh())
+    return nn.Sequential(*layers[:-1])
+
+
+def test_every_published_case_is_known():
+    cases = {key.split("/")[0] for key in published()}
+    assert set(SERVED) == {case for case in cases if case.startswith("BP")}
+
+
+@pytest.mark.parametrize("case", SERVED)
+def test_agrees_with_the_published_code(case):
+    rule, optimizer, activation, clip = case.split("-")
+    batch, rate = published()[f"{case}/meta"].tolist()
+    model = build(layers_of(case, 0), activation)
+    step = {
+        "SGD": lambda p: torch.optim.SGD(p, lr=rate),
+        "mom": lambda p: torch.optim.SGD(p, lr=rate, momentum=0.9),
+        "Adam": lambda p: torch.optim.Adam(p, lr=rate),
+    }[optimizer](model.parameters())
+    if rule == "BPgrapes":
+        bouton.attach(model, step, [bouton.Grapes(clip=(1.0, 2.0) if clip == "un" else None)])
+    x, y = published()[f"{case}/x"], published()[f"{case}/y"]
+    for done in range(4):
+        part = slice(int(done * batch), int((done + 1) * batch))
+        step.zero_grad()
+        nn.functional.cross_entropy(model(x[part]), y[part]).backward()
+        step.step()
+        for layer, expected in zip(model[::2], layers_of(case, done + 1), strict=True):
+            assert (layer.weight - expected).abs().max() < 1e-12
+
+
+@given(
+    shape=st.tuples(st.integers(1, 6), st.integers(1, 5), st.integers(1, 3)),
+    clip=st.sampled_from([None, (1.0, 2.0), (0.5, 1.5)]),
+    normalize=st.booleans(),
+    zero=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_factor_equals_the_oracle(shape, clip, normalize, zero, seed):
+    weight = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    weight = weight * (not zero)
+    expected = torch.tensor(oracles.responsibility(weight, clip, normalize), dtype=torch.float64)
+    torch.testing.assert_close(responsibility(weight, clip, normalize), expected)
+
+
+@pytest.mark.parametrize("mode", ["propagated", "local"])
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+def test_gradients_equal_the_oracle(mode, activation):
+    weights = layers_of("BP-SGD-relu-un", 0)
+    x, y = published()["BP-SGD-relu-un/x"], published()["BP-SGD-relu-un/y"]
+    model = build(weights, activation)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    bouton.attach(model, optimizer, [bouton.Grapes(mode=mode)])
+    nn.functional.cross_entropy(model(x), y).backward()
+    optimizer.step()
+    expected = oracles.grapes_gradients(weights, x, y, activation, local=mode == "local")
+    for layer, weight, gradient in zip(model[::2], weights, expected, strict=True):
+        torch.testing.assert_close(layer.weight.detach(), weight - gradient, rtol=0, atol=1e-13)
+
+
+def test_biases_see_the_propagated_factor():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 2))
+    x, y = torch.randn(8, 5), torch.randint(2, (8,))
+    nn.functional.cross_entropy(model(x), y).backward()
+    plain = model[0].bias.grad.clone()
+    model.zero_grad()
+    bouton.attach(model, None, [bouton.Grapes()])
+    nn.functional.cross_entropy(model(x), y).backward()
+    torch.testing.assert_close(model[0].bias.grad, plain * responsibility(model[0].weight.detach()))
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(4, 6, 3, groups=2),
+        nn.ConvTranspose2d(4, 6, 3, groups=2),
+        nn.Conv1d(4, 6, 2),
+        nn.ConvTranspose3d(4, 6, 2),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_a_channel_is_a_node(layer):
+    kernel = layer.kernel_size
+    model = nn.Sequential(layer, nn.Flatten(), nn.LazyLinear(2))
+    x = torch.randn(2, 4, *[5] * len(kernel))
+    model(x)
+    modulated = torch.autograd.grad(model(x).square().sum(), layer.bias)[0]
+    bouton.attach(model, None, [bouton.Grapes(clip=None)])
+    plain, modulated = modulated, torch.autograd.grad(model(x).square().sum(), layer.bias)[0]
+    # the synapses of output channel o, found by asking which weights its output depends on
+    totals = []
+    for channel in range(6):
+        with torch.no_grad():
+            inputs = torch.ones_like(x)
+        gradient = torch.autograd.grad(layer(inputs)[:, channel].sum(), layer.weight)[0]
+        totals.append(layer.weight.detach()[gradient != 0].abs().sum())
+    expected = 2 * torch.stack(totals) / max(totals)
+    torch.testing.assert_close(modulated / plain, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("wrong", [{"mode": "both"}, {"clip": (2, 1)}, {"clip": (1,)}])
+def test_wrong_arguments_are_named(wrong):
+    with pytest.raises(ValueError, match=r"Grapes\(" + next(iter(wrong))):
+        bouton.Grapes(**wrong)

@@ -1,0 +1,67 @@
+"""The rules of the mechanisms once more, slowly, with loops over single synapses."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import torch
+from torch import Tensor
+
+
+def responsibility(weight: Tensor, clip: tuple[float, float] | None, normalize: bool) -> list[float]:
+    """GRAPES factor of every node of a weight ``[node, fan-in...]``."""
+    totals = [sum(abs(w.item()) for w in node.flatten()) for node in weight]
+    largest = max(totals)
+    factors = []
+    for total in totals:
+        factor = 2 * total / largest if largest else 1.0
+        factors.append(factor if clip is None else min(max(factor, clip[0]), clip[1]))
+    if normalize:
+        mean = sum(factors) / len(factors)
+        factors = [factor / mean for factor in factors]
+    return factors
+
+
+def replaced_share(weight: Tensor, d_re: float) -> Tensor:
+    """Probability that spine remodeling replaces each entry of ``weight``."""
+    largest = max(abs(w.item()) for w in weight.flatten())
+    shares = [1 - math.erf(abs(w.item()) * d_re / (largest * math.sqrt(2))) for w in weight.flatten()]
+    return torch.tensor(shares, dtype=torch.float64).reshape(weight.shape)
+
+
+def pool_nodes(output: Tensor, gamma: int, phi: callable, axis: int) -> Tensor:
+    """Multi-synaptic connectivity on a layer's output, one entry at a time."""
+    axis = axis % output.ndim
+    pooled = torch.zeros_like(output)
+    for index in itertools.product(*(range(size) for size in output.shape)):
+        first = index[axis] // gamma * gamma
+        for member in range(first, first + gamma):
+            pooled[index] += phi(output[(*index[:axis], member, *index[axis + 1 :])])
+    return pooled
+
+
+def grapes_gradients(
+    weights: list[Tensor], inputs: Tensor, targets: Tensor, activation: str, local: bool
+) -> list[Tensor]:
+    """Gradients of a bias-free net under softmax cross-entropy, by hand, sample by sample."""
+    gradients = [torch.zeros_like(weight) for weight in weights]
+    for x, y in zip(inputs, targets, strict=True):
+        signals = [x]
+        sums = []
+        for weight in weights:
+            sums.append(torch.stack([(row * signals[-1]).sum() for row in weight]))
+            signals.append(torch.relu(sums[-1]) if activation == "relu" else torch.tanh(sums[-1]))
+        error = torch.softmax(sums[-1], 0)
+        error[y] -= 1
+        for layer in reversed(range(len(weights))):
+            own = error
+            if layer < len(weights) - 1:  # hidden: through the activation, then modulated
+                slope = (sums[layer] > 0).to(error) if activation == "relu" else 1 - signals[layer + 1] ** 2
+                factor = error.new_tensor(responsibility(weights[layer], (1.0, 2.0), False))
+                plain = error * slope
+                own = factor * plain
+                error = plain if local else own
+            gradients[layer] += torch.outer(own, signals[layer]) / len(inputs)
+            error = weights[layer].T @ error
+    return gradients
