@@ -7,6 +7,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))  # oracles.py and the contract's models
 
+# The tests' tensors are small: a second thread would only wait, and on a busy machine wait for long.
+torch.set_num_threads(1)
+
 # Deterministic, so that a failure in one place is a failure everywhere; no deadline on shared machines.
 hypothesis.settings.register_profile("tests", deadline=None, derandomize=True, max_examples=40)
 hypothesis.settings.load_profile("tests")

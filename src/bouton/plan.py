@@ -68,6 +68,8 @@ def make_plan(
     """
     if not mechanisms:
         raise ValueError("no mechanism given; pass a list such as [bouton.Grapes()]")
+    if not isinstance(optimizer, Optimizer | None):
+        raise ValueError(f"optimizer must be a torch.optim.Optimizer, found {type(optimizer).__name__}")
     decisions: list[Decision] = []
     for mechanism in mechanisms:
         _check_mechanism(mechanism, model, groups)

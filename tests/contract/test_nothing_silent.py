@@ -1,0 +1,43 @@
+"""Promise 8: no match is an error, and what is skipped is named with its reason."""
+
+import pytest
+from subjects import build, over_examples, over_models
+from torch import nn
+
+import bouton
+
+
+@over_models
+@over_examples
+def test_every_weight_is_in_the_report_of_every_mechanism(mechanism, model_name):
+    model, optimizer = build(model_name)
+    report = bouton.attach(model, optimizer, [mechanism]).report()
+    groups = bouton.find_groups(model)
+    assert [decision.group.name for decision in report.decisions] == [group.name for group in groups]
+    for decision, group in zip(report.decisions, groups, strict=True):
+        assert group.name in str(report)
+        if decision.reason:
+            assert decision.reason in str(report)
+        if group.frozen:
+            assert "frozen" in decision.reason
+
+
+@over_examples
+def test_a_model_without_weights_is_refused(mechanism):
+    with pytest.raises(ValueError, match=r"bouton looks for Linear.*the model has: 1 Sequential, 1 ReLU"):
+        bouton.attach(nn.Sequential(nn.ReLU()), None, [mechanism])
+
+
+@over_examples
+def test_a_frozen_model_is_refused(mechanism):
+    model, optimizer = build("mlp")
+    model.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"found no weight to act on.*frozen"):
+        bouton.attach(model, optimizer, [mechanism])
+
+
+@over_examples
+def test_twice_on_one_weight_is_refused(mechanism):
+    model, optimizer = build("mlp")
+    with pytest.raises(ValueError, match=f"{type(mechanism).__name__} takes 0.weight 2 times"):
+        bouton.attach(model, optimizer, [mechanism, mechanism])

@@ -1,0 +1,275 @@
+"""The engine's own behaviour; what holds for every mechanism is in contract/."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+
+import bouton
+
+
+def mlp():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(6, 8), nn.ReLU(inplace=True), nn.Linear(8, 4), nn.Tanh(), nn.Linear(4, 3)
+    )
+
+
+def sgd(model, lr=0.1):
+    return torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
+
+
+def train(model, optimizer, steps=3):
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(steps):
+        x, y = torch.randn(5, 6, generator=generator), torch.randint(3, (5,), generator=generator)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    return [parameter.detach().clone() for parameter in model.parameters()]
+
+
+# A mechanism of the user's own, one per site: a site and a rule, nothing more.
+
+
+class Halved(bouton.Mechanism):
+    site = "wiring"
+
+    def rule(self, synapses, output):
+        return output / 2
+
+
+class Doubled(bouton.Mechanism):
+    site = "error"
+
+    def rule(self, synapses):
+        return torch.full_like(synapses.weight[:, 0], 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slow(bouton.Mechanism):
+    factor: float = 0.5
+    site = "rate"
+
+    def rule(self, synapses):
+        return torch.full_like(synapses.weight, self.factor)
+
+
+class Positive(bouton.Mechanism):
+    site = "structure"
+    every = 2
+
+    def rule(self, synapses):
+        return synapses.weight < 0, synapses.weight.abs()
+
+
+def test_own_wiring_mechanism():
+    model, x = mlp(), torch.randn(5, 6)
+    expected = model[4](model[3](model[2](model[1](model[0](x) / 2)))).detach()
+    bouton.attach(model, None, [Halved(where="0")])
+    assert torch.equal(model(x), expected)
+
+
+def test_own_error_mechanism():
+    model, x = mlp(), torch.randn(5, 6)
+    plain = torch.autograd.grad(model(x).sum(), list(model.parameters()))
+    bouton.attach(model, None, [Doubled(where="2")])
+    doubled = torch.autograd.grad(model(x).sum(), list(model.parameters()))
+    for factor, before, after in zip([2, 2, 2, 2, 1, 1], plain, doubled, strict=True):
+        torch.testing.assert_close(after, factor * before)
+
+
+def test_own_rate_mechanism():
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    bouton.attach(model, optimizer, [Slow(where="0"), bouton.PlasticityDiversity(nu=0, where=["0", "2"])])
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    train(model, optimizer, steps=1)
+    for factor, old, parameter in zip([0.5, 1, 1, 1, 1, 1], before, model.parameters(), strict=True):
+        torch.testing.assert_close(parameter.detach(), old - 0.1 * factor * parameter.grad)
+
+
+def test_own_structure_mechanism():
+    model = mlp()
+    optimizer = sgd(model)
+    bouton.attach(model, optimizer, [Positive(where=lambda path, module: path == "2")])
+    train(model, optimizer, steps=1)
+    assert (model[2].weight < 0).any()
+    train(model, optimizer, steps=1)
+    assert (model[2].weight >= 0).all()
+    assert (model[0].weight < 0).any()
+
+
+def test_rates_multiply():
+    model, other = mlp(), mlp()
+    both, product = sgd(model), sgd(other)
+    bouton.attach(model, both, [Slow(factor=0.5), bouton.PlasticityDiversity(distribution="gamma")], seed=3)
+    drawn = bouton.attach(other, product, [bouton.PlasticityDiversity(distribution="gamma")], seed=3)
+    for state in (claim.state for _, claim in drawn._claims):
+        state["rate"] *= 0.5
+    for ours, expected in zip(train(model, both), train(other, product), strict=True):
+        torch.testing.assert_close(ours, expected)
+
+
+def test_scheduled_momentum_and_weight_decay_are_part_of_the_scaled_update():
+    model = mlp()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.5)
+    bouton.attach(model, optimizer, [Slow(factor=0.0)])
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    after = train(model, optimizer)
+    for index in (0, 2, 4):
+        assert torch.equal(before[index], after[index])
+        assert not torch.equal(before[index + 1], after[index + 1])
+
+
+def test_a_step_with_a_closure_sees_the_closures_gradients():
+    seen = []
+
+    class Watch(bouton.Mechanism):
+        site = "rate"
+
+        def rule(self, synapses):
+            seen.append(synapses.gradient.clone())
+            return torch.ones_like(synapses.weight)
+
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    bouton.attach(model, optimizer, [Watch()])
+
+    def closure():
+        optimizer.zero_grad()
+        loss = model(torch.ones(1, 3)).sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    assert torch.equal(seen[0], torch.ones(2, 3))
+
+
+def test_paused_is_plain():
+    model, plain = mlp(), mlp()
+    optimizer, reference = sgd(model), sgd(plain)
+    mechanisms = [
+        bouton.Grapes(),
+        bouton.PlasticityDiversity(),
+        bouton.SpineRemodeling(every=1),
+        bouton.MultiSynapse(),
+    ]
+    handle = bouton.attach(model, optimizer, mechanisms)
+    with handle.paused():
+        paused = train(model, optimizer)
+    for ours, expected in zip(paused, train(plain, reference), strict=True):
+        assert torch.equal(ours, expected)
+    attached, plainer = train(model, optimizer), train(plain, reference)
+    assert not torch.equal(attached[0], plainer[0])
+
+
+def test_report_names_all_that_was_left():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding = nn.Embedding(7, 6)
+            self.attention = nn.MultiheadAttention(6, 2)
+            self.frozen = nn.Linear(6, 6).requires_grad_(False)
+            self.hidden = nn.Linear(6, 6)
+            self.head = nn.Linear(6, 2)
+
+    report = str(bouton.attach(Net(), None, [bouton.Grapes(where=["[!h]*", "head", "hidden"])]).report())
+    assert "+ hidden.weight [6x6]" in report
+    assert "frozen.weight [6x6]  left: frozen" in report
+    assert (
+        "attention.out_proj.weight [6x6]  left: torch reads this weight without calling the layer" in report
+    )
+    assert "head.weight [2x6]  left: the read-out is never modulated" in report
+    assert "embedding.weight (7, 6), attention.in_proj_weight (18, 6) (unknown layer type)" in report
+
+
+def refused(match, model=None, optimizer=..., mechanisms=(), **arguments):
+    model = model or mlp()
+    optimizer = sgd(model) if optimizer is ... else optimizer
+    hooks = [dict(module._forward_hooks) for module in model.modules()]
+    with pytest.raises(ValueError, match=match):
+        bouton.attach(model, optimizer, list(mechanisms), **arguments)
+    assert hooks == [dict(module._forward_hooks) for module in model.modules()]
+
+
+def test_mistakes_are_refused_with_what_to_do():
+    rate, structure = bouton.PlasticityDiversity(), bouton.SpineRemodeling()
+    refused("no mechanism given", mechanisms=[])
+    refused("pass an instance such as", mechanisms=[bouton.Grapes])
+    refused("bouton looks for Linear.*1 LSTM", nn.LSTM(3, 4), None, [bouton.Grapes()])
+    refused(
+        r"where='layer.\*'. matches no layer.*has: 0, 2, 4", mechanisms=[bouton.Grapes(where="layer.*")]
+    )
+    refused("found no weight.*4.weight: the read-out", mechanisms=[bouton.Grapes(where="4")])
+    refused("not chosen by where=", mechanisms=[bouton.Grapes(where=lambda path, module: False)])
+    refused("takes 0.weight 2 times", mechanisms=[rate, bouton.PlasticityDiversity(nu=0.3, where="0")])
+    refused("both act on 0.weight at the wiring site", mechanisms=[Halved(), bouton.MultiSynapse()])
+    refused("both act on 0.weight at the structure site", mechanisms=[Positive(), structure])
+    refused("no optimizer was given", optimizer=None, mechanisms=[rate])
+    refused("no optimizer was given", optimizer=None, mechanisms=[structure])
+    refused("optimizer does not hold: 0.weight.*add_param_group", optimizer=sgd(mlp()), mechanisms=[rate])
+    refused("readout=.'x'.", mechanisms=[rate], readout="x")
+    refused("must be a torch.optim.Optimizer", optimizer="adam", mechanisms=[bouton.Grapes()])
+    refused(
+        r"Nowhere.site is ''; use one of: wiring", mechanisms=[type("Nowhere", (bouton.Mechanism,), {})()]
+    )
+    refused(
+        "Ruleless has no method rule",
+        mechanisms=[type("Ruleless", (bouton.Mechanism,), {"site": "rate"})()],
+    )
+
+
+def test_a_model_is_attached_once():
+    model = mlp()
+    optimizer = sgd(model)
+    handle = bouton.attach(model, optimizer, [bouton.SpineRemodeling()])
+    refused("attached already .SpineRemodeling on 0.", model, optimizer, [bouton.Grapes()])
+    refused("attached already", nn.Sequential(model), sgd(model), [bouton.Grapes()])
+    handle.detach()
+    bouton.attach(model, optimizer, [bouton.Grapes()])
+
+
+def test_a_rule_that_returns_another_shape_is_named():
+    class Wrong(bouton.Mechanism):
+        site = "rate"
+
+        def rule(self, synapses):
+            return torch.ones(3)
+
+    model = nn.Linear(6, 8)
+    optimizer = sgd(model)
+    bouton.attach(model, optimizer, [Wrong()])
+    model(torch.ones(2, 6)).sum().backward()
+    with pytest.raises(
+        ValueError, match=r"rate rule of Wrong returned \[3\] for weight; expected \[8\] or \[8, 6\]"
+    ):
+        optimizer.step()
+
+
+def test_remodel_needs_a_structure_mechanism():
+    with pytest.raises(ValueError, match="no structure mechanism is attached"):
+        bouton.attach(mlp(), None, [bouton.Grapes()]).remodel()
+
+
+def test_detach_of_a_plain_model_is_refused():
+    with pytest.raises(ValueError, match="nothing to detach"):
+        bouton.detach(mlp())
+
+
+def test_state_of_other_mechanisms_or_models_is_refused():
+    def attached(model=None, nu=0.1, seed=0):
+        model = model or mlp()
+        return bouton.attach(model, sgd(model), [bouton.PlasticityDiversity(nu=nu)], seed=seed)
+
+    handle = attached()
+    with pytest.raises(ValueError, match=r'saved with mechanisms.*"nu": 0.2.*attached are.*"nu": 0.1'):
+        handle.load_state_dict(attached(nu=0.2).state_dict())
+    with pytest.raises(ValueError, match="saved with seed 1, and attached are 0"):
+        handle.load_state_dict(attached(seed=1).state_dict())
+    with pytest.raises(ValueError, match=r"another model; they differ in PlasticityDiversity/2.weight"):
+        handle.load_state_dict(attached(nn.Sequential(nn.Linear(6, 8))).state_dict())
+    with pytest.raises(ValueError, match=r"PlasticityDiversity/0.weight does not fit.*\(8, 6\)"):
+        other = nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 4), nn.ReLU(), nn.Linear(4, 3))
+        handle.load_state_dict(attached(other).state_dict())

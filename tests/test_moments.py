@@ -1,0 +1,67 @@
+import pytest
+import torch
+from torch import nn
+
+import bouton
+from bouton.moments import fresh_moments
+
+EXPECTED = {
+    torch.optim.SGD: ({"lr": 0.1, "momentum": 0.9}, {"momentum_buffer": 0}),
+    torch.optim.Adam: ({"amsgrad": True}, {"exp_avg": 0, "exp_avg_sq": 0, "max_exp_avg_sq": 0}),
+    torch.optim.AdamW: ({}, {"exp_avg": 0, "exp_avg_sq": 0}),
+    torch.optim.Adagrad: ({"initial_accumulator_value": 0.25}, {"sum": 0.25}),
+    torch.optim.RMSprop: ({"centered": True}, {"square_avg": 0, "grad_avg": 0}),
+    torch.optim.Rprop: ({"lr": 0.5}, {"prev": 0, "step_size": 0.5}),
+    torch.optim.LBFGS: ({}, {}),
+    torch.optim.Adafactor: ({}, {}),  # its row and column means belong to no entry
+}
+
+
+@pytest.mark.parametrize("optimizer", EXPECTED, ids=lambda kind: kind.__name__)
+def test_a_fresh_weight_has_the_state_that_its_optimizer_would_give_it(optimizer):
+    arguments, expected = EXPECTED[optimizer]
+    layer = nn.Linear(5, 4)
+    assert fresh_moments(optimizer(layer.parameters(), **arguments), layer.weight) == expected
+
+
+def test_asking_leaves_the_optimizer_alone():
+    layer = nn.Linear(5, 4)
+    optimizer = torch.optim.Adam(layer.parameters())
+    torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    calls = []
+    optimizer.register_step_pre_hook(lambda *_: calls.append(1))
+    before = optimizer.state_dict()
+    fresh_moments(optimizer, layer.weight)
+    assert optimizer.state_dict() == before
+    assert not calls
+
+
+def test_lbfgs_forgets_its_history_once_a_weight_jumped():
+    layer = nn.Linear(5, 4)
+    optimizer = torch.optim.LBFGS(layer.parameters(), max_iter=3)
+    handle = bouton.attach(layer, optimizer, [bouton.SpineRemodeling()])
+    x = torch.randn(8, 5)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = layer(x).square().mean()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    assert optimizer.state[layer.weight]["old_dirs"]
+    handle.remodel()
+    assert not optimizer.state
+    optimizer.step(closure)
+
+
+def test_an_optimizer_that_cannot_be_asked_is_refused_and_has_a_way_out():
+    class Odd(torch.optim.SGD):
+        def step(self, closure):
+            return super().step(closure)
+
+    layer = nn.Linear(5, 4)
+    optimizer = Odd(layer.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match=r"state Odd gives.*reset_moments=False"):
+        bouton.attach(layer, optimizer, [bouton.SpineRemodeling()])
+    bouton.attach(layer, optimizer, [bouton.SpineRemodeling(reset_moments=False)])
