@@ -33,6 +33,7 @@ def test_asking_leaves_the_optimizer_alone():
     before = optimizer.state_dict()
     fresh_moments(optimizer, layer.weight)
     assert optimizer.state_dict() == before
+    assert not optimizer.state
     assert not calls
 
 

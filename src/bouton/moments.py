@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections import defaultdict
+import inspect
 
 import torch
 from torch import Tensor
@@ -14,10 +13,10 @@ def fresh_moments(optimizer: Optimizer, weight: Tensor) -> dict[str, float]:
     """The value that each per-entry state of ``optimizer`` has for a weight that never moved.
 
     Not every optimizer starts at zero (Adagrad's sum, Rprop's step size), so the optimizer itself is
-    asked: a copy of it without state makes one step on a stand-in for ``weight`` with a zero gradient.
+    asked: a new one of its kind makes one step on a stand-in for ``weight`` with a zero gradient.
 
     Raises:
-        ValueError: the optimizer cannot make such a step.
+        ValueError: the optimizer cannot be made anew, or cannot make such a step.
     """
     if isinstance(optimizer, LBFGS):
         return {}
@@ -25,15 +24,16 @@ def fresh_moments(optimizer: Optimizer, weight: Tensor) -> dict[str, float]:
     # Two per axis: a state of the stand-in's shape cannot be taken for a scalar or a factored one.
     stand_in = torch.zeros([2] * weight.ndim, dtype=weight.dtype, device=weight.device)
     stand_in.grad = torch.zeros_like(stand_in)
-    probe = copy.copy(optimizer)  # leaves out hooks, and shares the lists that are replaced here
-    probe.state = defaultdict(dict)
-    probe.param_groups = [{**settings, "params": [stand_in]}]
+    kind = type(optimizer)
+    # A group also holds what schedulers and parent classes add, which the constructor does not take.
+    accepted = inspect.signature(kind).parameters.keys() & settings.keys() - {"params"}
     try:
+        probe = kind([stand_in], **{name: settings[name] for name in accepted})
         probe.step()
     except Exception as error:
         raise ValueError(
-            f"cannot find out what state {type(optimizer).__name__} gives to a fresh weight ({error}); "
-            "turn this off with reset_moments=False"
+            f"cannot find out what state {kind.__name__} gives to a fresh weight ({error}); turn this off "
+            "with reset_moments=False"
         ) from error
     return {
         name: value.flatten()[0].item()
