@@ -23,6 +23,25 @@ def responsibility(weight: Tensor, clip: tuple[float, float] | None, normalize: 
     return factors
 
 
+def scaled_update(before: Tensor, after: Tensor, rate: Tensor) -> Tensor:
+    """Weights after a step whose update is scaled synapse by synapse."""
+    scaled = torch.empty_like(before)
+    for index in itertools.product(*(range(size) for size in before.shape)):
+        scaled[index] = before[index] + rate[index] * (after[index] - before[index])
+    return scaled
+
+
+def remodeled(weight: Tensor, normal: Tensor, uniform: Tensor, d_re: float, published: bool) -> Tensor:
+    """Weights after one event, from one N(0, 1) and one U[0, 1] draw per synapse."""
+    largest = max(abs(w.item()) for w in weight.flatten())
+    bound = largest if published else 1 / math.sqrt(weight[0].numel())
+    new = weight.clone()
+    for index in itertools.product(*(range(size) for size in weight.shape)):
+        if abs(weight[index]) < abs(normal[index]) * largest / d_re:
+            new[index] = -bound + 2 * bound * uniform[index]
+    return new
+
+
 def replaced_share(weight: Tensor, d_re: float) -> Tensor:
     """Probability that spine remodeling replaces each entry of ``weight``."""
     largest = max(abs(w.item()) for w in weight.flatten())

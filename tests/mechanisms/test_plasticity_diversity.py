@@ -1,5 +1,8 @@
+import oracles
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 from torch import nn
 
@@ -44,6 +47,26 @@ def test_clip_bounds_the_rates_and_nothing_else(distribution):
     )
     assert torch.equal(bound, free.clamp(0.9, 1.1))
     assert (bound != free).any()
+
+
+@given(
+    inputs=st.integers(1, 4),
+    outputs=st.integers(1, 4),
+    kernel=st.integers(1, 2),
+    distribution=st.sampled_from(sorted(LAWS)),
+)
+def test_every_synapse_learns_at_its_own_rate(inputs, outputs, kernel, distribution):
+    layer = nn.Conv1d(inputs, outputs, kernel, dtype=torch.float64)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    mechanism = bouton.PlasticityDiversity(nu=NU, distribution=distribution)
+    bouton.attach(layer, optimizer, [mechanism], seed=4)
+    before = layer.weight.detach().clone()
+    layer(torch.randn(3, inputs, 4, dtype=torch.float64)).square().sum().backward()
+    optimizer.step()
+    stream = RandomStream(4, "PlasticityDiversity/weight")
+    rate = mechanism.prepare(Synapses(before, stream=stream))["rate"]
+    expected = oracles.scaled_update(before, before - 0.1 * layer.weight.grad, rate)
+    torch.testing.assert_close(layer.weight.detach(), expected)
 
 
 def change(optimizer, scope):

@@ -52,6 +52,22 @@ def test_default_redraws_from_the_fan_in_distribution():
 
 
 @given(
+    shape=st.tuples(st.integers(1, 5), st.integers(1, 5), st.integers(1, 2)),
+    d_re=st.sampled_from([0.5, 2.0, 8.0]),
+    redraw=st.sampled_from(["init", "published"]),
+    seed=st.integers(0, 9),
+)
+def test_one_event_equals_the_oracle(shape, d_re, redraw, seed):
+    weight = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    synapses = Synapses(weight, stream=RandomStream(seed, "test"))
+    normal, uniform = synapses.normal(), synapses.uniform(0, 1)
+    synapses.stream.count = 0  # the same two draws again
+    changed, values = bouton.SpineRemodeling(d_re=d_re, redraw=redraw).rule(synapses)
+    expected = oracles.remodeled(weight, normal, uniform, d_re, published=redraw == "published")
+    torch.testing.assert_close(torch.where(changed, values, weight), expected)
+
+
+@given(
     shape=st.tuples(st.integers(1, 8), st.integers(1, 8), st.integers(1, 3)),
     redraw=st.sampled_from(["init", "published"]),
     seed=st.integers(0, 9),
