@@ -1,0 +1,144 @@
+"""The command `bouton`. What is heavy is imported when its command runs."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import bouton
+
+if TYPE_CHECKING:
+    from bouton.lab.summary import Summary
+
+LAB_PACKAGES = {
+    "jinja2", "markupsafe", "mnist1d", "numpy", "plotly", "rich", "scipy", "sklearn", "tyro",
+}  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command.
+
+    Args:
+        arguments: what was typed after `bouton`; None: as the shell gave it.
+
+    Returns:
+        The exit code: 0, or 1 if a run failed, 2 for a user's mistake, 130 when interrupted.
+    """
+    typed = list(sys.argv[1:] if arguments is None else arguments)
+    if typed == ["--version"]:
+        print(f"bouton {bouton.__version__}")
+        return 0
+    try:
+        return _dispatch(typed)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in LAB_PACKAGES:
+            raise
+        print(
+            f"bouton: {error.name} is not installed. Type: pip install 'bouton[lab]'",
+            file=sys.stderr,
+        )
+        return 2
+    except ValueError as error:
+        print(f"bouton: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nbouton: stopped. The same command goes on where it was.", file=sys.stderr)
+        return 130
+
+
+def _dispatch(typed: list[str]) -> int:
+    import tyro
+
+    command = shlex.join(["bouton", *typed])
+    # tyro reads each command's options and help from its function's signature and docstring.
+
+    def demo(out: Path = Path("bouton-demo"), seeds: int = 5) -> int:
+        """Train plain nets and each mechanism on MNIST-1D and say which helps (two minutes).
+
+        Args:
+            out: folder of the runs and the page; what is there already is not made again.
+            seeds: number of paired seeds.
+        """
+        from bouton.lab import experiments
+
+        return _exit_code(experiments.carry_out(experiments.demo(seeds=seeds, command=command), out))
+
+    def compare(
+        data: str = "mnist1d",
+        model: str = "mlp",
+        mechanisms: tuple[str, ...] = (),
+        seeds: int = 5,
+        epochs: int = 10,
+        batch_size: int = 64,
+        optimizer: str = "sgd",
+        lr: float = 0.01,
+        threads: int = 1,
+        out: Path = Path("bouton-compare"),
+    ) -> int:
+        """Compare mechanisms on data and a model of your choice.
+
+        Args:
+            data: mnist1d, digits, fashion-mnist, or file.py:make_data (a function that returns
+                x_train, y_train, x_test, y_test).
+            model: mlp, cnn, or file.py:make_model (a function that returns a torch.nn.Module).
+            mechanisms: one or more, such as Grapes 'Grapes(mode="local")'
+                'Grapes()+MultiSynapse(gamma=2)'; left out: every mechanism.
+            seeds: number of paired seeds.
+            epochs: how often the training split is seen.
+            batch_size: samples per step.
+            optimizer: sgd, momentum, adam, adamw, rmsprop or adagrad.
+            lr: learning rate.
+            threads: torch's threads; more than one is for large models on an idle machine.
+            out: folder of the runs and the page; what is there already is not made again.
+        """
+        from bouton.lab import experiments
+
+        comparison = experiments.define(
+            data=data,
+            model=model,
+            mechanisms=mechanisms,
+            seeds=seeds,
+            epochs=epochs,
+            batch_size=batch_size,
+            optimizer=optimizer,
+            lr=lr,
+            command=command,
+        )
+        return _exit_code(experiments.carry_out(comparison, out, threads=threads))
+
+    def report(directory: Path, /) -> int:
+        """Print the table and write the page of a sweep again, from its folder.
+
+        Args:
+            directory: the folder that demo or compare wrote.
+        """
+        from bouton.lab import experiments
+
+        experiments.rebuild(directory)
+        return 0
+
+    def list_() -> int:
+        """List the mechanisms, data sets and models."""
+        from bouton.lab.listing import print_listing
+
+        print_listing()
+        return 0
+
+    code: int = tyro.extras.subcommand_cli_from_dict(
+        {"demo": demo, "compare": compare, "list": list_, "report": report},
+        prog="bouton",
+        description="Synaptic mechanisms for PyTorch: do they help? (bouton --version)",
+        args=typed,
+    )
+    return code
+
+
+def _exit_code(summary: Summary) -> int:
+    return 1 if any(arm.count("failed") for arm in summary.arms) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

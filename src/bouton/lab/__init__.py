@@ -1,0 +1,29 @@
+"""Does it help? Paired comparisons with built-in controls, their statistics and their report.
+
+Example:
+    A comparison as Python calls, the same as `bouton compare`::
+
+        from pathlib import Path
+        from bouton import lab
+
+        comparison = lab.define(data="digits", mechanisms=["Grapes"], epochs=5)
+        summary = lab.carry_out(comparison, Path("my-sweep"))
+        print(summary.arms[-1].verdict)
+"""
+
+from bouton.lab.comparison import Comparison, read_comparison
+from bouton.lab.data import Dataset
+from bouton.lab.experiments import carry_out, define, demo, rebuild
+from bouton.lab.summary import ArmSummary, Summary
+
+__all__ = [
+    "ArmSummary",
+    "Comparison",
+    "Dataset",
+    "Summary",
+    "carry_out",
+    "define",
+    "demo",
+    "read_comparison",
+    "rebuild",
+]
