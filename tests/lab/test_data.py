@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import functools
 import gzip
+import hashlib
+import http.server
 import random
 import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -57,50 +61,95 @@ def test_labels_that_are_no_whole_numbers_are_refused():
         Dataset.of("toy", np.zeros((2, 3)), np.array([0.5, 1]), np.zeros((2, 3)), np.array([0, 1]))
 
 
-needs_fashion_mnist = pytest.mark.skipif(
-    not fashion_mnist.DEBIAN_FOLDER.is_dir(), reason="Debian's dataset-fashion-mnist is missing"
-)
+@pytest.fixture
+def files(monkeypatch, tmp_path):
+    """Four small files in Fashion-MNIST's format, taken for the real ones; no way to them is open yet."""
+    folder = tmp_path / "files"
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    for name in fashion_mnist.CHECKSUMS:
+        shape = (20, 28, 28) if "images" in name else (20,)
+        header = bytes(16 if "images" in name else 8)
+        content = header + generator.integers(0, 10, shape, dtype=np.uint8).tobytes()
+        (folder / f"{name}.gz").write_bytes(gzip.compress(content))
+        monkeypatch.setitem(fashion_mnist.CHECKSUMS, name, hashlib.sha256(content).hexdigest())
+    monkeypatch.setattr(fashion_mnist, "DEBIAN_FOLDER", tmp_path / "no-package")
+    monkeypatch.setattr(fashion_mnist, "ADDRESS", "http://127.0.0.1:9")  # nobody answers there
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("BOUTON_DATA", raising=False)
+    return folder
 
 
 @pytest.fixture
-def no_network(monkeypatch, tmp_path):
-    """Nothing but $BOUTON_DATA: no Debian package, an empty cache, a port where nobody answers."""
-    monkeypatch.setattr(fashion_mnist, "DEBIAN_FOLDER", tmp_path / "no-package")
-    monkeypatch.setattr(fashion_mnist, "ADDRESS", "http://127.0.0.1:9")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("BOUTON_DATA", str(tmp_path / "data"))
-    return tmp_path
+def server(files, monkeypatch):
+    """The files on a web server of this machine."""
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=files)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        monkeypatch.setattr(fashion_mnist, "ADDRESS", f"http://127.0.0.1:{running.server_port}")
+        yield
+        running.shutdown()
 
 
-@needs_fashion_mnist
-def test_fashion_mnist_from_the_users_folder(no_network):
-    source = "/usr/share/datasets/fashion-mnist"
-    shutil.copytree(source, no_network / "data" / "fashion-mnist")
+def images(folder):
+    packed = (folder / "train-images-idx3-ubyte.gz").read_bytes()
+    return np.frombuffer(gzip.decompress(packed)[16:], np.uint8).reshape(20, 28, 28)
+
+
+@pytest.mark.parametrize("way", ["package", "variable", "cache"])
+def test_fashion_mnist_is_found_in_each_of_three_folders(files, way, tmp_path, monkeypatch):
+    folders = {
+        "package": tmp_path / "no-package",
+        "variable": tmp_path / "data" / "fashion-mnist",
+        "cache": tmp_path / ".cache" / "bouton" / "fashion-mnist",
+    }
+    if way == "variable":
+        monkeypatch.setenv("BOUTON_DATA", str(tmp_path / "data"))
+    shutil.copytree(files, folders[way])
     x_train, y_train, x_test, y_test = fashion_mnist.read_fashion_mnist()
-    assert x_train.shape == (60000, 28, 28) and x_test.shape == (10000, 28, 28)
-    assert np.bincount(y_train).tolist() == [6000] * 10
-    assert np.bincount(y_test).tolist() == [1000] * 10
+    assert np.array_equal(x_train, images(files))
+    assert y_train.shape == y_test.shape == (20,) and x_test.shape == (20, 28, 28)
 
 
-@needs_fashion_mnist
+def test_fashion_mnist_is_downloaded_once(files, server, tmp_path, monkeypatch):
+    assert np.array_equal(fashion_mnist.read_fashion_mnist()[0], images(files))
+    monkeypatch.setattr(fashion_mnist, "ADDRESS", "http://127.0.0.1:9")
+    assert np.array_equal(fashion_mnist.read_fashion_mnist()[0], images(files))
+
+
 @pytest.mark.parametrize("damage", ["changed", "cut"])
-def test_a_damaged_file_is_named(no_network, damage):
-    folder = no_network / "data" / "fashion-mnist"
-    shutil.copytree("/usr/share/datasets/fashion-mnist", folder)
-    file = folder / "t10k-labels-idx1-ubyte.gz"
+def test_a_damaged_download_is_named_and_not_kept(files, server, damage, tmp_path):
+    file = files / "t10k-labels-idx1-ubyte.gz"
     if damage == "cut":
-        file.write_bytes(file.read_bytes()[:-100])
+        file.write_bytes(file.read_bytes()[:-10])
     else:
-        content = bytearray(gzip.decompress(file.read_bytes()))
-        content[100] ^= 1
-        file.write_bytes(gzip.compress(bytes(content)))
+        file.write_bytes(gzip.compress(b"another content"))
     with pytest.raises(ValueError, match="t10k-labels-idx1-ubyte"):
+        fashion_mnist.read_fashion_mnist()
+    assert not (tmp_path / ".cache" / "bouton" / "fashion-mnist" / file.name).exists()
+
+
+def test_a_damaged_file_is_named(files, tmp_path):
+    shutil.copytree(files, tmp_path / "no-package")
+    file = tmp_path / "no-package" / "train-labels-idx1-ubyte.gz"
+    file.write_bytes(gzip.compress(b"another content"))
+    with pytest.raises(ValueError, match=f"{file} is not Fashion-MNIST's"):
         fashion_mnist.read_fashion_mnist()
 
 
-def test_where_no_way_works_the_error_names_the_three(no_network):
+def test_where_no_way_works_the_error_names_the_three(files, tmp_path):
     with pytest.raises(ValueError) as caught:
         fashion_mnist.read_fashion_mnist()
     for way in ("dataset-fashion-mnist", "$BOUTON_DATA", "with a network"):
         assert way in str(caught.value)
-    assert not (no_network / ".cache" / "bouton").exists()
+    assert not (tmp_path / ".cache" / "bouton").exists()
+
+
+@pytest.mark.skipif(
+    not fashion_mnist.DEBIAN_FOLDER.is_dir(), reason="Debian's dataset-fashion-mnist is not installed"
+)
+def test_the_real_fashion_mnist():
+    x_train, y_train, x_test, y_test = fashion_mnist.read_fashion_mnist()
+    assert x_train.shape == (60000, 28, 28) and x_test.shape == (10000, 28, 28)
+    assert np.bincount(y_train).tolist() == [6000] * 10
+    assert np.bincount(y_test).tolist() == [1000] * 10

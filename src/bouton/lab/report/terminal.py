@@ -75,7 +75,7 @@ def print_table(console: Console, table: Table) -> None:
 
     The table fits 80 columns: the learning rate stands under the arm's name.
     """
-    grid = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1))
+    grid = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for number, header in enumerate([table.headers[0], *table.headers[2:-1]]):
         grid.add_column(
             Text(header), justify="right" if number else "left", no_wrap=number > 0, overflow="fold"
