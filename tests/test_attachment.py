@@ -165,6 +165,17 @@ def test_paused_is_plain():
     assert not torch.equal(attached[0], plainer[0])
 
 
+def test_pauses_nest():
+    model, x = mlp(), torch.randn(3, 6)
+    plain = model(x)
+    handle = bouton.attach(model, None, [bouton.MultiSynapse()])
+    with handle.paused():
+        with handle.paused():
+            assert torch.equal(model(x), plain)
+        assert torch.equal(model(x), plain)
+    assert not torch.equal(model(x), plain)
+
+
 def test_report_names_all_that_was_left():
     class Net(nn.Module):
         def __init__(self):
@@ -182,7 +193,7 @@ def test_report_names_all_that_was_left():
         "attention.out_proj.weight [6x6]  left: torch reads this weight without calling the layer" in report
     )
     assert "head.weight [2x6]  left: the read-out is never modulated" in report
-    assert "embedding.weight (7, 6), attention.in_proj_weight (18, 6) (unknown layer type)" in report
+    assert "embedding.weight (7, 6), attention.in_proj_weight (18, 6) (another layer type" in report
 
 
 def refused(match, model=None, optimizer=..., mechanisms=(), **arguments):
@@ -196,8 +207,12 @@ def refused(match, model=None, optimizer=..., mechanisms=(), **arguments):
 
 def test_mistakes_are_refused_with_what_to_do():
     rate, structure = bouton.PlasticityDiversity(), bouton.SpineRemodeling()
-    refused("no mechanism given", mechanisms=[])
+    refused("pass a list such as", mechanisms=[])
     refused("pass an instance such as", mechanisms=[bouton.Grapes])
+    with pytest.raises(ValueError, match="pass a list such as"):
+        bouton.attach(mlp(), None, bouton.Grapes())
+    with pytest.raises(ValueError, match=r"model must be a torch.nn.Module, found list"):
+        bouton.attach([mlp()], None, [bouton.Grapes()])
     refused("bouton looks for Linear.*1 LSTM", nn.LSTM(3, 4), None, [bouton.Grapes()])
     refused(
         r"where='layer.\*'. matches no layer.*has: 0, 2, 4", mechanisms=[bouton.Grapes(where="layer.*")]
@@ -225,27 +240,40 @@ def test_a_model_is_attached_once():
     model = mlp()
     optimizer = sgd(model)
     handle = bouton.attach(model, optimizer, [bouton.SpineRemodeling()])
-    refused("attached already .SpineRemodeling on 0.", model, optimizer, [bouton.Grapes()])
+    refused(r"0 is attached already \(SpineRemodeling\)", model, optimizer, [bouton.Grapes()])
     refused("attached already", nn.Sequential(model), sgd(model), [bouton.Grapes()])
     handle.detach()
     bouton.attach(model, optimizer, [bouton.Grapes()])
 
 
-def test_a_rule_that_returns_another_shape_is_named():
-    class Wrong(bouton.Mechanism):
-        site = "rate"
-
-        def rule(self, synapses):
-            return torch.ones(3)
-
+@pytest.mark.parametrize(
+    ("site", "returned", "found"),
+    [
+        ("rate", torch.ones(3), r"torch.float32 of shape \[3\].*of shape \[8\] or \[8, 6\]"),
+        ("rate", 0.5, "returned float"),
+        ("error", torch.ones(8, 6), r"shape \[8, 6\].*of shape \[8\]"),
+        ("structure", (torch.ones(8, 6), torch.ones(8, 6)), "expected a torch.bool tensor"),
+        ("structure", (torch.ones(8, 6) > 0, torch.ones(8)), r"shape \[8\].*of shape \[8, 6\]"),
+    ],
+)
+def test_a_rule_that_returns_something_else_is_named(site, returned, found):
+    wrong = type("Wrong", (bouton.Mechanism,), {"site": site, "rule": lambda self, synapses: returned})
     model = nn.Linear(6, 8)
     optimizer = sgd(model)
-    bouton.attach(model, optimizer, [Wrong()])
-    model(torch.ones(2, 6)).sum().backward()
-    with pytest.raises(
-        ValueError, match=r"rate rule of Wrong returned \[3\] for weight; expected \[8\] or \[8, 6\]"
-    ):
+    bouton.attach(model, optimizer, [wrong()])
+    with pytest.raises(ValueError, match=f"the {site} rule of Wrong .*{found}"):
+        model(torch.ones(2, 6)).sum().backward()
         optimizer.step()
+
+
+def test_settings_that_a_site_does_not_know_are_refused():
+    for site, setting, value in (
+        ("rate", "scope", "updates"),
+        ("structure", "scope", "gradient"),
+        ("structure", "every", 0),
+    ):
+        body = {"site": site, setting: value, "rule": lambda self, synapses: None}
+        refused(f"Odd.{setting} is", mechanisms=[type("Odd", (bouton.Mechanism,), body)()])
 
 
 def test_remodel_needs_a_structure_mechanism():
@@ -253,9 +281,110 @@ def test_remodel_needs_a_structure_mechanism():
         bouton.attach(mlp(), None, [bouton.Grapes()]).remodel()
 
 
-def test_detach_of_a_plain_model_is_refused():
+def test_a_detached_handle_says_so():
+    model = mlp()
+    handle = bouton.attach(model, sgd(model), [bouton.SpineRemodeling()])
+    state = handle.state_dict()
+    handle.detach()
+    for call in (handle.stats, handle.state_dict, handle.remodel, lambda: handle.load_state_dict(state)):
+        with pytest.raises(ValueError, match="this handle is detached"):
+            call()
+    assert "0.weight" in str(handle.report())
+
+
+def test_a_detached_handle_leaves_the_next_one_alone():
+    model, x = mlp(), torch.randn(3, 6)
+    old = bouton.attach(model, None, [bouton.MultiSynapse()])
+    old.detach()
+    new = bouton.attach(model, None, [bouton.MultiSynapse()])
+    expected = model(x)
+    old.detach()
+    with old.paused():
+        assert torch.equal(model(x), expected)
+    with new.paused():
+        assert not torch.equal(model(x), expected)
+
+
+def test_parts_of_a_model_can_be_attached_to_optimizers_of_their_own():
+    model, plain = mlp(), mlp()
+    first = torch.optim.SGD(model[0].parameters(), lr=0.1)
+    second = torch.optim.SGD([*model[2].parameters(), *model[4].parameters()], lr=0.1)
+    handle = bouton.attach(model, first, [Slow(where="0")])
+    other = bouton.attach(model, second, [Slow(where=["2", "4"], factor=0.25)])
+    before = [layer.weight.detach().clone() for layer in model[::2]]
+    x = torch.randn(4, 6)
+    for net in (model, plain):
+        net(x).square().sum().backward()
+    first.step(), second.step()
+    for factor, old, layer, reference in zip(
+        [0.5, 0.25, 0.25], before, model[::2], plain[::2], strict=True
+    ):
+        torch.testing.assert_close(layer.weight.detach(), old - 0.1 * factor * reference.weight.grad)
+    handle.detach()
+    assert set(other.stats()["Slow"]) == {"2.weight", "4.weight"}
+
+
+def test_detach_by_model_frees_the_optimizer_too():
+    model = mlp()
+    optimizer = sgd(model)
+    bouton.attach(model, optimizer, [Slow(), bouton.Grapes()])
+    bouton.detach(model)
+    assert not optimizer._optimizer_step_post_hooks
+    bouton.attach(model, optimizer, [Slow()])
     with pytest.raises(ValueError, match="nothing to detach"):
         bouton.detach(mlp())
+
+
+def test_attach_changes_nothing_if_the_optimizer_cannot_be_hooked():
+    class Unready(torch.optim.SGD):
+        def register_step_pre_hook(self, hook):
+            raise AttributeError("no hooks here")
+
+    model = mlp()
+    with pytest.raises(AttributeError):
+        bouton.attach(model, Unready(model.parameters(), lr=0.1), [Slow(), bouton.Grapes()])
+    bouton.attach(model, sgd(model), [Slow(), bouton.Grapes()])
+
+
+def test_stats_leave_state_and_draws_alone_even_if_the_rule_raises():
+    class Counting(bouton.Mechanism):
+        site = "rate"
+
+        def prepare(self, synapses):
+            return {"calls": torch.zeros(())}
+
+        def rule(self, synapses):
+            synapses.state["calls"] += 1
+            synapses.state["new"] = synapses.normal()
+            if synapses.gradient is None:
+                raise RuntimeError("no gradient yet")
+            return 1 + synapses.state["new"]
+
+    model = nn.Linear(6, 8)
+    handle = bouton.attach(model, sgd(model), [Counting()])
+    before = handle.state_dict()
+    with pytest.raises(RuntimeError, match="no gradient yet"):
+        handle.stats()
+    model(torch.ones(2, 6)).sum().backward()
+    assert handle.stats() == handle.stats()
+    claim = handle.state_dict()["claims"]["Counting/weight"]
+    assert claim == before["claims"]["Counting/weight"]
+
+
+def test_saved_and_loaded_state_are_copies():
+    def attached():
+        model = mlp()
+        return bouton.attach(model, sgd(model), [bouton.PlasticityDiversity(), bouton.SpineRemodeling()])
+
+    handle, other = attached(), attached()
+    handle.remodel()
+    stats, saved = handle.stats(), handle.state_dict()
+    other.load_state_dict(saved)
+    assert other.stats() == stats
+    for claim in saved["claims"].values():
+        for tensor in (*claim["tensors"].values(), claim.get("changed", torch.zeros(()))):
+            tensor.zero_()
+    assert other.stats() == handle.stats() == stats
 
 
 def test_state_of_other_mechanisms_or_models_is_refused():
@@ -270,6 +399,13 @@ def test_state_of_other_mechanisms_or_models_is_refused():
         handle.load_state_dict(attached(seed=1).state_dict())
     with pytest.raises(ValueError, match=r"another model; they differ in PlasticityDiversity/2.weight"):
         handle.load_state_dict(attached(nn.Sequential(nn.Linear(6, 8))).state_dict())
+    for broken in ({}, {**handle.state_dict(), "claims": {"PlasticityDiversity/0.weight": {}}}):
+        with pytest.raises(ValueError, match=r"no state of an attachment|another model"):
+            handle.load_state_dict(broken)
+    with pytest.raises(ValueError, match=r"PlasticityDiversity/2.weight lacks draws"):
+        state = handle.state_dict()
+        del state["claims"]["PlasticityDiversity/2.weight"]["draws"]
+        handle.load_state_dict(state)
     with pytest.raises(ValueError, match=r"PlasticityDiversity/0.weight does not fit.*\(8, 6\)"):
         other = nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 4), nn.ReLU(), nn.Linear(4, 3))
         handle.load_state_dict(attached(other).state_dict())

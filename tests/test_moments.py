@@ -24,6 +24,33 @@ def test_a_fresh_weight_has_the_state_that_its_optimizer_would_give_it(optimizer
     assert fresh_moments(optimizer(layer.parameters(), **arguments), layer.weight) == expected
 
 
+class Handed(torch.optim.Adagrad):
+    """Hands its settings on, as many subclasses do."""
+
+    def __init__(self, params, **settings):
+        super().__init__(params, **settings)
+
+
+def test_settings_that_a_subclass_hands_on_are_seen():
+    layer = nn.Linear(5, 4)
+    optimizer = Handed(layer.parameters(), initial_accumulator_value=0.5)
+    assert fresh_moments(optimizer, layer.weight) == {"sum": 0.5}
+
+
+def test_momentum_that_is_turned_on_later_is_reset_too():
+    layer = nn.Linear(20, 20)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    handle = bouton.attach(layer, optimizer, [bouton.SpineRemodeling()])
+    optimizer.param_groups[0]["momentum"] = 0.9
+    layer.weight.grad = torch.ones(20, 20)
+    optimizer.step()
+    before = layer.weight.detach().clone()
+    handle.remodel()
+    changed = layer.weight != before
+    assert changed.any()
+    assert torch.equal(optimizer.state[layer.weight]["momentum_buffer"] == 0, changed)
+
+
 def test_asking_leaves_the_optimizer_alone():
     layer = nn.Linear(5, 4)
     optimizer = torch.optim.Adam(layer.parameters())

@@ -25,8 +25,8 @@ from bouton.synapse import Layout
 class Claim:
     """One mechanism on one weight.
 
-    It holds no reference to the model or the optimizer, so that it may sit in a hook of the model and be
-    copied and pickled with it.
+    It refers neither to the model nor to the optimizer nor to a ``where`` function, so that it may sit in a
+    hook of the model and be copied and pickled with it.
     """
 
     mechanism: Mechanism
@@ -45,7 +45,8 @@ class Claim:
 
     def prepare(self, weight: Tensor) -> None:
         """Let the mechanism make its state on ``weight``."""
-        self.state = dict(self.mechanism.prepare(self._synapses(weight)))
+        made = self.mechanism.prepare(self._synapses(weight))
+        self.state = {name: tensor.clone() for name, tensor in made.items()}  # no view of the weight
 
     def transform(self, weight: Tensor, output: Tensor) -> Tensor:
         """The layer's output after a wiring rule."""
@@ -72,12 +73,15 @@ class Claim:
         """The outcome of a structure rule, in the shape of ``weight`` as torch stores it."""
         synapses = self._synapses(weight, gradient)
         changed, values = cast(StructureRule, self.mechanism).rule(synapses)
-        self._check(changed, [synapses.weight.shape])
+        self._check(changed, [synapses.weight.shape], dtype=torch.bool)
         self._check(values, [synapses.weight.shape])
+        return Rewiring(self.layout.nodes(changed), self.layout.nodes(values.to(weight.dtype)))
+
+    def count(self, changed: Tensor) -> None:
+        """Add an event that changed these synapses to the turnover, without waiting for the device."""
         self.events += 1
-        count = changed.sum()
-        self.changed = count if self.changed is None else self.changed.to(count.device) + count
-        return Rewiring(self.layout.nodes(changed), self.layout.nodes(values))
+        number = changed.sum()
+        self.changed = number if self.changed is None else self.changed.to(number.device) + number
 
     def stats(self, weight: Tensor) -> dict[str, float]:
         """What this claim does now, as numbers; leaves state and draws as they are."""
@@ -85,12 +89,14 @@ class Claim:
             turned = 0.0 if self.changed is None else float(self.changed)
             share = turned / (self.events * weight.numel()) if turned else 0.0
             return {"turnover": share, "changed": turned, "events": float(self.events)}
-        if self.mechanism.site == "wiring":
+        if self.mechanism.site == "wiring" or not weight.numel():
             return {}
-        state, count = dict(self.state), self.stream.count
-        rule = cast(RateRule, self.mechanism).rule
-        factor = rule(self._synapses(weight, weight.grad)).double()
-        self.state, self.stream.count = state, count
+        state, count = self.state, self.stream.count
+        self.state = {name: tensor.clone() for name, tensor in state.items()}
+        try:
+            factor = cast(RateRule, self.mechanism).rule(self._synapses(weight, weight.grad)).double()
+        finally:
+            self.state, self.stream.count = state, count
         numbers = {"mean": factor.mean(), "std": factor.std(correction=0)}
         numbers |= {"min": factor.amin(), "max": factor.amax()}
         return {name: value.item() for name, value in numbers.items()}
@@ -103,12 +109,15 @@ class Claim:
         return {**numbers, **changed, "tensors": tensors}
 
     def check_fits(self, values: dict[str, Any]) -> None:
-        """Refuse the state of a claim whose tensors have other names or shapes."""
+        """Refuse what is no state of this claim."""
+        if missing := {"step", "events", "draws", "tensors"} - values.keys():
+            raise ValueError(f"the state of {self.key} lacks {', '.join(sorted(missing))}")
         found = {name: tuple(tensor.shape) for name, tensor in values["tensors"].items()}
         expected = {name: tuple(tensor.shape) for name, tensor in self.state.items()}
-        if found != expected:
+        # a rule may have made further tensors since
+        if any(found.get(name) != shape for name, shape in expected.items()):
             raise ValueError(
-                f"state of {self.key} does not fit: it holds {found}, and this model needs {expected}"
+                f"the state of {self.key} does not fit: it holds {found}, and this model needs {expected}"
             )
 
     def load_state_dict(self, values: dict[str, Any]) -> None:
@@ -116,7 +125,7 @@ class Claim:
         self.state = {name: tensor.clone() for name, tensor in values["tensors"].items()}
         self.step, self.events = values["step"], values["events"]
         self.stream.count = values["draws"]
-        self.changed = values.get("changed")
+        self.changed = values["changed"].clone() if "changed" in values else None
 
     def _synapses(self, weight: Tensor, gradient: Tensor | None = None) -> Synapses:
         for name, tensor in self.state.items():
@@ -131,10 +140,17 @@ class Claim:
             stream=self.stream,
         )
 
-    def _check(self, returned: Tensor, expected: list[torch.Size]) -> None:
-        if returned.shape not in expected:
-            shapes = " or ".join(str(list(shape)) for shape in expected)
-            raise ValueError(
-                f"the {self.mechanism.site} rule of {type(self.mechanism).__name__} returned "
-                f"{list(returned.shape)} for {self.name}; expected {shapes}"
-            )
+    def _check(
+        self, returned: object, expected: list[torch.Size], dtype: torch.dtype | None = None
+    ) -> None:
+        if isinstance(returned, Tensor):
+            if returned.shape in expected and dtype in (None, returned.dtype):
+                return
+            found = f"{returned.dtype} of shape {list(returned.shape)}"
+        else:
+            found = type(returned).__name__
+        shapes = " or ".join(str(list(shape)) for shape in expected)
+        raise ValueError(
+            f"the {self.mechanism.site} rule of {type(self.mechanism).__name__} returned {found} for "
+            f"{self.name}; expected a {dtype or 'floating point'} tensor of shape {shapes}"
+        )

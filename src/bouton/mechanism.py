@@ -42,16 +42,16 @@ class RandomStream:
         return torch.Generator(device).manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Synapses:
     """What a rule sees: one weight tensor as ``[node, fan-in...]``, and what belongs to it.
 
     Attributes:
         weight: the weight, detached; at the rate site, its value before the optimizer's step.
-        gradient: the gradient in the same shape, or None outside a step.
+        gradient: the gradient in the same shape where there is one, as at the rate and structure sites.
         state: the mechanism's own tensors on this weight, made by :meth:`Mechanism.prepare`; a rule may
-            replace them.
-        step: optimizer steps done since ``attach``, this one included.
+            replace its entries.
+        step: optimizer steps since ``attach``; at the rate and structure sites this one is counted.
         axis: the axis of the layer's output that holds the nodes, counted from the end.
         stream: where random draws come from.
     """
@@ -73,16 +73,18 @@ class Synapses:
         return self.stream.generator(self.weight.device)
 
     def uniform(self, low: float | Tensor, high: float | Tensor) -> Tensor:
-        """Draw from U[low, high] in the shape of the weight."""
+        """Draw from U[low, high] in the shape of the weight, for 16-bit weights in float32."""
         return low + (high - low) * self._empty().uniform_(generator=self.generator())
 
     def normal(self) -> Tensor:
-        """Draw from N(0, 1) in the shape of the weight."""
+        """Draw from N(0, 1) in the shape of the weight, for 16-bit weights in float32."""
         return self._empty().normal_(generator=self.generator())
 
     def _empty(self) -> Tensor:
-        # contiguous whatever the weight's memory format is, so that the draws do not depend on it
-        return torch.empty(self.weight.shape, dtype=self.weight.dtype, device=self.weight.device)
+        # contiguous whatever the weight's memory format is, so that the draws do not depend on it;
+        # a 16-bit draw has so few values that its mean is off
+        dtype = torch.promote_types(self.weight.dtype, torch.float32)
+        return torch.empty(self.weight.shape, dtype=dtype, device=self.weight.device)
 
 
 class Rewiring(NamedTuple):
@@ -96,7 +98,10 @@ class Rewiring(NamedTuple):
 
 
 class WiringRule(Protocol):
-    """Forward: transform a layer's output, whose nodes lie on ``synapses.axis``."""
+    """Forward: transform a layer's output, whose nodes lie on ``synapses.axis``.
+
+    A rule that draws is wrong under activation checkpointing, which runs the forward pass twice.
+    """
 
     def rule(self, synapses: Synapses, output: Tensor) -> Tensor:
         """The transformed output."""
@@ -155,6 +160,19 @@ class Mechanism:
 
     where: Where = None
 
+    def __post_init__(self) -> None:
+        where = self.where
+        if where is None or isinstance(where, str):
+            return
+        if callable(where) and not isinstance(where, nn.Module):
+            return
+        if not isinstance(where, list | tuple) or not all(isinstance(item, str) for item in where):
+            raise ValueError(
+                f"{type(self).__name__}(where={where!r}): use a glob such as 'blocks.*', a list of globs, "
+                "or a function (path, module) -> bool"
+            )
+        object.__setattr__(self, "where", tuple(where))  # JSON knows lists only
+
     # Not fields: defaults that a subclass may turn into a class attribute or a field of its own.
     site = ""
     scope = "update"  # rate site: scale the applied "update", or the "gradient" that the optimizer sees
@@ -189,7 +207,7 @@ class Mechanism:
     def describe(self) -> str:
         """All fields as one line of JSON, callables by their names: to compare, not to build from."""
         values = {"name": type(self).__name__, **vars(self)}
-        return json.dumps(values, default=lambda value: getattr(value, "__qualname__", str(value)))
+        return json.dumps(values, default=_name_of)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -203,10 +221,12 @@ class Mechanism:
         if name not in _REGISTRY:
             raise ValueError(f"no mechanism is called {name!r}; there are: {', '.join(_REGISTRY)}")
         kind = _REGISTRY[name].cls
+        if not issubclass(kind, cls):
+            raise ValueError(f"{cls.__name__}.from_dict was given a {name}; use Mechanism.from_dict")
         known = [item.name for item in dataclasses.fields(kind)]
         if unknown := sorted(set(arguments) - set(known)):
             raise ValueError(f"{name} has no field {unknown}; its fields are: {', '.join(known)}")
-        return kind(**arguments)  # type: ignore[return-value]
+        return kind(**arguments)
 
 
 @dataclass(frozen=True)
@@ -235,6 +255,8 @@ def register(
     """
 
     def add(cls: _M) -> _M:
+        if cls.__name__ in _REGISTRY:
+            raise ValueError(f"a mechanism called {cls.__name__} is registered already; take another name")
         _REGISTRY[cls.__name__] = Entry(
             cls, paper, cls(**neutral), tuple(cls(**arguments) for arguments in examples)
         )
@@ -244,12 +266,17 @@ def register(
 
 
 def checked_clip(owner: str, clip: Sequence[float] | None) -> tuple[float, float] | None:
-    """``clip`` as a tuple (JSON knows lists only), once it is seen to be ``0 <= low <= high`` or None."""
+    """``clip`` as a tuple (JSON knows lists only), once it is seen to be valid."""
     if clip is None:
         return None
-    if len(clip) != 2 or not 0 <= clip[0] <= clip[1]:
-        raise ValueError(f"{owner}(clip={clip!r}): use (low, high) with 0 <= low <= high, or None")
+    if not isinstance(clip, list | tuple) or len(clip) != 2 or not 0 <= clip[0] <= clip[1] > 0:
+        raise ValueError(f"{owner}(clip={clip!r}): use (low, high) with 0 <= low <= high > 0, or None")
     return (clip[0], clip[1])
+
+
+def _name_of(value: object) -> str:
+    # never a memory address, which differs from process to process
+    return str(getattr(value, "__qualname__", type(value).__qualname__))
 
 
 def registry() -> dict[str, Entry]:

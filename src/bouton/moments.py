@@ -24,16 +24,16 @@ def fresh_moments(optimizer: Optimizer, weight: Tensor) -> dict[str, float]:
     # Two per axis: a state of the stand-in's shape cannot be taken for a scalar or a factored one.
     stand_in = torch.zeros([2] * weight.ndim, dtype=weight.dtype, device=weight.device)
     stand_in.grad = torch.zeros_like(stand_in)
-    kind = type(optimizer)
-    # A group also holds what schedulers and parent classes add, which the constructor does not take.
-    accepted = inspect.signature(kind).parameters.keys() & settings.keys() - {"params"}
+    accepted = _accepted(type(optimizer)) & optimizer.defaults.keys()
     try:
-        probe = kind([stand_in], **{name: settings[name] for name in accepted})
+        probe = type(optimizer)(
+            [{**settings, "params": [stand_in]}], **{name: optimizer.defaults[name] for name in accepted}
+        )
         probe.step()
     except Exception as error:
         raise ValueError(
-            f"cannot find out what state {kind.__name__} gives to a fresh weight ({error}); turn this off "
-            "with reset_moments=False"
+            f"cannot find out what state {type(optimizer).__name__} gives to a fresh weight ({error}); "
+            "turn this off with reset_moments=False"
         ) from error
     return {
         name: value.flatten()[0].item()
@@ -47,6 +47,9 @@ def reset_moments(optimizer: Optimizer, weight: Tensor, changed: Tensor, fresh: 
 
     State that is shared between entries, such as Adafactor's row and column means, stays: there is no
     part of it that belongs to one entry.
+
+    Raises:
+        ValueError: the weight has a state per entry whose fresh value is not known.
     """
     if isinstance(optimizer, LBFGS):
         # Its history is of the whole weight vector, and no pair of it is true after a jump. LBFGS
@@ -54,6 +57,26 @@ def reset_moments(optimizer: Optimizer, weight: Tensor, changed: Tensor, fresh: 
         if bool(changed.any()):
             optimizer.state.clear()
         return
-    for name, value in optimizer.state.get(weight, {}).items():
-        if name in fresh and value is not None and value.shape == weight.shape:
-            value.masked_fill_(changed, fresh[name])
+    state = optimizer.state.get(weight, {})
+    own = {name: value for name, value in state.items() if getattr(value, "shape", ()) == weight.shape}
+    if own.keys() - fresh.keys():
+        fresh.update(fresh_moments(optimizer, weight))  # momentum, say, was turned on since attach
+    for name, value in own.items():
+        if name not in fresh:
+            raise ValueError(
+                f"cannot find out what {name} {type(optimizer).__name__} gives to a fresh weight; turn "
+                "this off with reset_moments=False"
+            )
+        value.masked_fill_(changed, fresh[name])
+
+
+def _accepted(kind: type[Optimizer]) -> set[str]:
+    """What the constructor takes, by name; an optimizer's defaults also hold what its parents add."""
+    names: set[str] = set()
+    for parent in kind.__mro__:
+        if "__init__" in parent.__dict__:
+            parameters = inspect.signature(parent.__dict__["__init__"]).parameters
+            names |= parameters.keys()
+            if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+                break  # otherwise it may hand them on to its parent
+    return names

@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 from torch.optim import Optimizer
 
+from bouton.layer import MARK
 from bouton.mechanism import SITES, Mechanism
 from bouton.synapse import SynapseGroup, find_others
 
@@ -27,30 +28,42 @@ class Decision:
 
 
 @dataclass(frozen=True)
+class Row:
+    """One line of a report: what a mechanism did with one weight."""
+
+    mechanism: str
+    site: str
+    weight: str
+    shape: tuple[int, ...]
+    shared_with: tuple[str, ...]
+    left_because: str | None
+
+
+@dataclass(frozen=True)
 class Report:
     """What ``attach`` did, weight by weight; ``print`` it.
 
-    ``others`` names the weights of layer types that bouton does not know.
+    ``others`` names the weights that are no synapse group, and so are out of reach of every mechanism.
     """
 
-    decisions: tuple[Decision, ...]
+    rows: tuple[Row, ...]
     others: tuple[str, ...]
     seed: int
 
     def __str__(self) -> str:
         lines = []
-        for mechanism, decisions in _by_mechanism(self.decisions):
-            taken = sum(decision.reason is None for decision in decisions)
-            name = type(mechanism).__name__
-            lines.append(f"{name} ({mechanism.site}): {taken} of {len(decisions)} weights")
-            for decision in decisions:
-                group = decision.group
-                shape = "x".join(map(str, group.weight.shape))
-                tied = f", shared with {', '.join(group.aliases)}" if group.aliases else ""
-                left = f"  left: {decision.reason}" if decision.reason else ""
-                lines.append(f"  {'-' if left else '+'} {group.name} [{shape}]{tied}{left}")
+        for name, site in dict.fromkeys((row.mechanism, row.site) for row in self.rows):
+            own = [row for row in self.rows if (row.mechanism, row.site) == (name, site)]
+            taken = sum(row.left_because is None for row in own)
+            lines.append(f"{name} ({site}): {taken} of {len(own)} weights")
+            for row in own:
+                shared = f", shared with {', '.join(row.shared_with)}" if row.shared_with else ""
+                left = f"  left: {row.left_because}" if row.left_because else ""
+                shape = "x".join(map(str, row.shape))
+                lines.append(f"  {'-' if left else '+'} {row.weight} [{shape}]{shared}{left}")
         if self.others:
-            lines.append(f"no mechanism reaches: {', '.join(self.others)} (unknown layer type)")
+            others = ", ".join(self.others)
+            lines.append(f"no mechanism reaches: {others} (another layer type, pruned or parametrised)")
         return "\n".join([*lines, f"seed {self.seed}"])
 
 
@@ -59,15 +72,14 @@ def make_plan(
     optimizer: Optimizer | None,
     groups: Sequence[SynapseGroup],
     mechanisms: Sequence[Mechanism],
-    seed: int,
-) -> Report:
+) -> tuple[Decision, ...]:
     """Decide for every mechanism and every synapse group, and refuse what cannot be right.
 
     Raises:
         ValueError: see :func:`bouton.attach`.
     """
-    if not mechanisms:
-        raise ValueError("no mechanism given; pass a list such as [bouton.Grapes()]")
+    if not isinstance(mechanisms, list | tuple) or not mechanisms:
+        raise ValueError(f"mechanisms={mechanisms!r}: pass a list such as [bouton.Grapes()]")
     if not isinstance(optimizer, Optimizer | None):
         raise ValueError(f"optimizer must be a torch.optim.Optimizer, found {type(optimizer).__name__}")
     decisions: list[Decision] = []
@@ -80,7 +92,24 @@ def make_plan(
     taken = [decision for decision in decisions if decision.reason is None]
     _check_overlaps(taken)
     _check_optimizer(taken, optimizer)
-    return Report(tuple(decisions), find_others(model, groups), seed)
+    return tuple(decisions)
+
+
+def make_report(model: nn.Module, decisions: Sequence[Decision], seed: int) -> Report:
+    """Write decisions as plain data, which no longer refers to the model."""
+    rows = tuple(
+        Row(
+            mechanism=type(decision.mechanism).__name__,
+            site=decision.mechanism.site,
+            weight=decision.group.name,
+            shape=tuple(decision.group.weight.shape),
+            shared_with=decision.group.aliases + decision.group.elsewhere,
+            left_because=decision.reason,
+        )
+        for decision in decisions
+    )
+    groups = list(dict.fromkeys(decision.group for decision in decisions))
+    return Report(rows, find_others(model, groups), seed)
 
 
 def _check_mechanism(mechanism: Mechanism, model: nn.Module, groups: Sequence[SynapseGroup]) -> None:
@@ -91,6 +120,13 @@ def _check_mechanism(mechanism: Mechanism, model: nn.Module, groups: Sequence[Sy
         raise ValueError(f"{name}.site is {mechanism.site!r}; use one of: {', '.join(SITES)}")
     if not callable(getattr(mechanism, "rule", None)):
         raise ValueError(f"{name} has no method rule(self, synapses); see bouton.SITES")
+    scopes = ("update", "gradient") if mechanism.site == "rate" else ("update",)
+    if mechanism.scope not in scopes:
+        raise ValueError(
+            f"{name}.scope is {mechanism.scope!r}; at the {mechanism.site} site, use {' or '.join(scopes)}"
+        )
+    if type(mechanism.every) is not int or mechanism.every < 1:
+        raise ValueError(f"{name}.every is {mechanism.every!r}; use a whole number of steps from 1")
     for pattern in _patterns(mechanism):
         if not any(fnmatchcase(path, pattern) for group in groups for path in group.paths):
             raise ValueError(
@@ -99,6 +135,14 @@ def _check_mechanism(mechanism: Mechanism, model: nn.Module, groups: Sequence[Sy
 
 
 def _check_overlaps(taken: Sequence[Decision]) -> None:
+    for decision in taken:
+        for layer, path in zip(decision.group.layers, decision.group.paths, strict=True):
+            if marked := layer.__dict__.get(MARK):
+                raise ValueError(
+                    f"{path or 'this model'} is attached already ({marked.names}); call detach() on its "
+                    "handle and give all mechanisms to one bouton.attach, or call bouton.detach(model) "
+                    "first if this is a copy of an attached model"
+                )
     uses = Counter((decision.group, type(decision.mechanism).__name__) for decision in taken)
     for (group, name), count in uses.items():
         if count > 1:
@@ -109,15 +153,14 @@ def _check_overlaps(taken: Sequence[Decision]) -> None:
     for site in _EXCLUSIVE:
         owners: dict[SynapseGroup, str] = {}
         for decision in taken:
-            if decision.mechanism.site != site:
-                continue
-            name = type(decision.mechanism).__name__
-            other = owners.setdefault(decision.group, name)
-            if other != name:
-                raise ValueError(
-                    f"{other} and {name} both act on {decision.group.name} at the {site} site, where "
-                    "their order would matter; give each its own layers with where="
-                )
+            if decision.mechanism.site == site:
+                name = type(decision.mechanism).__name__
+                other = owners.setdefault(decision.group, name)
+                if other != name:
+                    raise ValueError(
+                        f"{other} and {name} both act on {decision.group.name} at the {site} site, where "
+                        "their order would matter; give each its own layers with where="
+                    )
 
 
 def _check_optimizer(taken: Sequence[Decision], optimizer: Optimizer | None) -> None:
@@ -144,8 +187,8 @@ def _reason(mechanism: Mechanism, group: SynapseGroup) -> str | None:
         return "not chosen by where="
     if group.frozen:
         return "frozen (requires_grad is False)"
-    if mechanism.site in ("wiring", "error") and not group.called:
-        return "torch reads this weight without calling the layer, so no hook can see its output"
+    if mechanism.site in ("wiring", "error") and group.unhookable:
+        return group.unhookable
     return mechanism.serves(group)
 
 
@@ -184,13 +227,3 @@ def _has(model: nn.Module, groups: Sequence[SynapseGroup]) -> str:
         "bouton looks for Linear, Conv1d/2d/3d and ConvTranspose1d/2d/3d, and the model has: "
         + ", ".join(f"{count} {kind}" for kind, count in kinds.items())
     )
-
-
-def _by_mechanism(
-    decisions: Sequence[Decision],
-) -> list[tuple[Mechanism, list[Decision]]]:
-    grouped: dict[int, tuple[Mechanism, list[Decision]]] = {}
-    for decision in decisions:
-        own = grouped.setdefault(id(decision.mechanism), (decision.mechanism, []))
-        own[1].append(decision)
-    return list(grouped.values())

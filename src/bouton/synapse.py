@@ -42,16 +42,19 @@ class SynapseGroup:
     """One weight tensor of a model: the synapses that lead into the nodes of one layer.
 
     ``aliases`` are further paths at which the same weight (shared module or tied weight) is found, and
-    ``layers`` the module at each path. ``called`` is False where torch reads the weight without ever
-    calling the layer's ``forward``, so that no forward hook can reach it.
+    ``layers`` the module at each path. ``elsewhere`` names the same weight in modules of other types, such
+    as a tied embedding. ``unhookable`` is None where a forward hook sees the layer's output, and otherwise
+    says why none can.
     """
 
     path: str
     layers: tuple[nn.Module, ...]
+    weight: nn.Parameter
     layout: Layout
     aliases: tuple[str, ...] = ()
+    elsewhere: tuple[str, ...] = ()
     readout: bool = False
-    called: bool = True
+    unhookable: str | None = None
 
     parameter = "weight"
 
@@ -59,11 +62,6 @@ class SynapseGroup:
     def name(self) -> str:
         """The weight's name in ``model.named_parameters()``."""
         return f"{self.path}.{self.parameter}" if self.path else self.parameter
-
-    @property
-    def weight(self) -> nn.Parameter:
-        """The weight as torch holds it."""
-        return cast(nn.Parameter, getattr(self.layers[0], self.parameter))
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -89,8 +87,9 @@ def find_groups(model: nn.Module, readout: str | Sequence[str] | None = None) ->
 
     Args:
         model: any module.
-        readout: path (or paths) of the read-out layer; by default the last group in registration
-            order; ``()`` for a model without one.
+        readout: path (or paths) of the read-out layer; by default the last layer with a weight in
+            registration order, where a shared layer stands where it comes first; ``()`` for a model
+            without one.
 
     Raises:
         ValueError: a ``readout`` path that is no synapse group; a lazy module that is not yet
@@ -101,19 +100,18 @@ def find_groups(model: nn.Module, readout: str | Sequence[str] | None = None) ->
         >>> [g.name for g in find_groups(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)))]
         ['0.weight', '2.weight']
     """
-    found: dict[int, list[tuple[str, nn.Module]]] = {}
+    found: dict[nn.Parameter, list[tuple[str, nn.Module]]] = {}
     seen: dict[nn.Module, str] = {}
     for path, module in model.named_modules(remove_duplicate=False):
-        layout = _layout(module)
-        # A parametrised weight is computed at each access and is no parameter of its own.
-        weight = module._parameters.get("weight") if layout else None
+        # A parametrised or pruned weight is computed at each access, and is no parameter of its own.
+        weight = module._parameters.get(SynapseGroup.parameter) if _layout(module) else None
         if isinstance(weight, UninitializedParameter):
             raise ValueError(
                 f"{path or type(module).__name__} is a lazy module without a weight yet; run one "
                 "batch through the model before bouton.attach"
             )
         if weight is not None:
-            found.setdefault(id(weight), []).append((path, module))
+            found.setdefault(weight, []).append((path, module))
             seen.setdefault(module, path)
 
     if readout is None:
@@ -122,27 +120,43 @@ def find_groups(model: nn.Module, readout: str | Sequence[str] | None = None) ->
         chosen = [readout] if isinstance(readout, str) else list(readout)
     paths = [path for entries in found.values() for path, _ in entries]
     if unknown := [path for path in chosen if path not in paths]:
-        raise ValueError(f"readout={unknown} is no synapse group; the model has: {', '.join(paths)}")
-    return tuple(
-        SynapseGroup(
-            path=entries[0][0],
-            layers=tuple(module for _, module in entries),
-            layout=cast(Layout, _layout(entries[0][1])),
-            aliases=tuple(path for path, _ in entries[1:]),
-            readout=any(path in chosen for path, _ in entries),
-            called=not any(_bypassed(module) for _, module in entries),
-        )
-        for entries in found.values()
-    )
+        known = ", ".join(path or "'' (the model itself)" for path in paths)
+        raise ValueError(f"readout={unknown} is no synapse group; the model has: {known}")
+    owners: dict[nn.Parameter, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owners.setdefault(parameter, []).append(name)
+    return tuple(_group(entries, weight, owners[weight], chosen) for weight, entries in found.items())
 
 
 def find_others(model: nn.Module, groups: Sequence[SynapseGroup]) -> tuple[str, ...]:
     """Name the parameters with two or more axes that are no synapse group, for the report."""
-    known = {id(group.weight) for group in groups}
+    known = {group.weight for group in groups}
     return tuple(
         f"{name} {tuple(parameter.shape)}"
         for name, parameter in model.named_parameters()
-        if parameter.ndim > 1 and id(parameter) not in known
+        if parameter not in known and (isinstance(parameter, UninitializedParameter) or parameter.ndim > 1)
+    )
+
+
+def _group(
+    entries: list[tuple[str, nn.Module]], weight: nn.Parameter, owners: list[str], readout: list[str]
+) -> SynapseGroup:
+    layouts = {_layout(module): path for path, module in entries}
+    unhookable = None
+    if len(layouts) > 1:
+        unhookable = f"{' and '.join(layouts.values())} share this weight and read it along different axes"
+    elif any(_bypassed(module) for _, module in entries):
+        unhookable = "torch reads this weight without calling the layer, so no hook can see its output"
+    paths = [path for path, _ in entries]
+    return SynapseGroup(
+        path=paths[0],
+        layers=tuple(module for _, module in entries),
+        weight=weight,
+        layout=cast(Layout, _layout(entries[0][1])),
+        aliases=tuple(paths[1:]),
+        elsewhere=tuple(name for name in owners if name.rpartition(".")[0] not in paths),
+        readout=any(path in readout for path in paths),
+        unhookable=unhookable,
     )
 
 

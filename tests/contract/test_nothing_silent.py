@@ -13,13 +13,14 @@ def test_every_weight_is_in_the_report_of_every_mechanism(mechanism, model_name)
     model, optimizer = build(model_name)
     report = bouton.attach(model, optimizer, [mechanism]).report()
     groups = bouton.find_groups(model)
-    assert [decision.group.name for decision in report.decisions] == [group.name for group in groups]
-    for decision, group in zip(report.decisions, groups, strict=True):
-        assert group.name in str(report)
-        if decision.reason:
-            assert decision.reason in str(report)
+    assert [row.weight for row in report.rows] == [group.name for group in groups]
+    for row, group in zip(report.rows, groups, strict=True):
+        assert row.weight in str(report)
+        if row.left_because:
+            assert row.left_because in str(report)
         if group.frozen:
-            assert "frozen" in decision.reason
+            assert "frozen" in row.left_because
+        assert (row.left_because is None) == all("_bouton" in layer.__dict__ for layer in group.layers)
 
 
 @over_examples

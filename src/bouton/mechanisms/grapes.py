@@ -52,7 +52,7 @@ class Grapes(Mechanism):
         where: see :class:`bouton.Mechanism`.
 
     Raises:
-        ValueError: an unknown mode, or bounds that are not ``0 <= low <= high``.
+        ValueError: an unknown mode, or bounds that are not ``0 <= low <= high > 0``.
 
     Note:
         When not to use it: as a cheap win over a well chosen learning rate. In a fresh layer the row
@@ -78,6 +78,7 @@ class Grapes(Mechanism):
     normalize: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.mode not in ("propagated", "local"):
             raise ValueError(f"Grapes(mode={self.mode!r}): use 'propagated' or 'local'")
         object.__setattr__(self, "clip", checked_clip("Grapes", self.clip))

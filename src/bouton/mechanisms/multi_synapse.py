@@ -26,10 +26,15 @@ def pool_nodes(
 ) -> Tensor:
     """Sum ``activation(output)`` over ``gamma`` consecutive nodes and hand the sum to each of them.
 
-    ``axis`` holds the nodes and counts from the end.
+    ``axis`` holds the nodes and counts from the end. The result has the memory format of ``output``.
     """
-    members: Tensor = activation(output).unflatten(axis, (-1, gamma))  # [..., node / gamma, gamma, ...]
-    return members.sum(axis, keepdim=True).expand_as(members).flatten(axis - 1, axis)
+    output = activation(output)
+    if gamma == 1:
+        return output
+    members: Tensor = output.unflatten(axis, (-1, gamma))  # [..., node / gamma, gamma, ...]
+    pooled = members.sum(axis, keepdim=True).expand_as(members).flatten(axis - 1, axis)
+    # flatten gives contiguous memory; after a channels_last layer that would slow all that follows
+    return pooled if pooled.stride() == output.stride() else torch.empty_like(output).copy_(pooled)
 
 
 @register(
@@ -79,7 +84,8 @@ class MultiSynapse(Mechanism):
     site = "wiring"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.gamma, int) or self.gamma < 1:
+        super().__post_init__()
+        if type(self.gamma) is not int or self.gamma < 1:
             raise ValueError(f"MultiSynapse(gamma={self.gamma!r}): use a whole number from 1")
         if not callable(self.activation) and self.activation not in ACTIVATIONS:
             raise ValueError(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bouton.mechanism import Mechanism, Synapses, checked_clip, register
+from bouton.synapse import SynapseGroup
 
 # Each law draws rates with mean 1 and relative spread nu > 0 in the shape of the weight.
 Law = Callable[[Synapses, float], Tensor]
@@ -66,7 +67,7 @@ class PlasticityDiversity(Mechanism):
     The rates ``r`` have the shape of the weight, no unit, and mean 1 (before ``clip``).
 
     Args:
-        nu: relative spread of the rates, 0 to 1.
+        nu: relative spread of the rates, 0 or 1e-6 to 1.
         distribution: the law of ``r``: ``"uniform"`` on [1-nu, 1+nu] (the paper's), ``"normal"``
             N(1, nu), ``"lognormal"`` with mean 1 and sigma = nu, ``"gamma"`` with mean 1 and standard
             deviation nu, ``"beta"`` on [1-nu, 1+nu] with alpha = beta = 1/nu.
@@ -76,15 +77,15 @@ class PlasticityDiversity(Mechanism):
         where: see :class:`bouton.Mechanism`.
 
     Raises:
-        ValueError: ``nu`` outside [0, 1], an unknown distribution or scope, or bounds that are not
-            ``0 <= low <= high``.
+        ValueError: ``nu`` is neither 0 nor in [1e-6, 1], an unknown distribution or scope, or bounds
+            that are not ``0 <= low <= high > 0``.
 
     Note:
         When not to use it: ``scope="gradient"`` under an optimizer that divides by the gradient's size.
         It cancels there: at nu = 0.49 the learned update changes by 0.31 under SGD, but by 7e-6 under
         Adam and AdamW, 2e-4 under RMSprop, 4e-7 under Adagrad. The mean rate is 1, so that a gain is not
-        a larger learning rate in disguise; ``clip`` moves the mean where it cuts one tail only
-        (``"gamma"``, ``"lognormal"`` at large nu).
+        a larger learning rate in disguise; ``clip`` moves the mean where it cuts one tail more than the
+        other, for ``"uniform"`` from nu = 0.5 (mean 1.06 at nu = 1), for the laws with long tails earlier.
 
     References:
         Hofmann et al., Nature Communications 16, 5112 (2025), doi 10.1038/s41467-025-60078-9.
@@ -106,8 +107,9 @@ class PlasticityDiversity(Mechanism):
     site = "rate"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.nu <= 1:
-            raise ValueError(f"PlasticityDiversity(nu={self.nu}): use a spread from 0 to 1")
+        super().__post_init__()
+        if not isinstance(self.nu, int | float) or not (self.nu == 0 or 1e-6 <= self.nu <= 1):
+            raise ValueError(f"PlasticityDiversity(nu={self.nu!r}): use 0, or a spread from 1e-6 to 1")
         if self.distribution not in DISTRIBUTIONS:
             raise ValueError(
                 f"PlasticityDiversity(distribution={self.distribution!r}): use one of "
@@ -116,6 +118,12 @@ class PlasticityDiversity(Mechanism):
         if self.scope not in ("update", "gradient"):
             raise ValueError(f"PlasticityDiversity(scope={self.scope!r}): use 'update' or 'gradient'")
         object.__setattr__(self, "clip", checked_clip("PlasticityDiversity", self.clip))
+
+    def serves(self, group: SynapseGroup) -> str | None:
+        resolution = torch.finfo(group.weight.dtype).eps
+        if 0 < self.nu < resolution:
+            return f"nu={self.nu} is below the resolution of {group.weight.dtype}, {resolution:.1g}"
+        return None
 
     def prepare(self, synapses: Synapses) -> dict[str, Tensor]:
         if self.nu == 0:

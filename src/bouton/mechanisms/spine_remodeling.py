@@ -51,8 +51,11 @@ class SpineRemodeling(Mechanism):
     Note:
         When not to use it: with ``redraw="published"`` and a short ``every``. About 10 % of the weights
         turn over at once, and the new ones are as large as the largest: on continual permuted
-        Fashion-MNIST, once every 312 steps, online accuracy fell from 0.70 to 0.13. Nor with pruned
-        weights: a zero is the weakest synapse there is, and is redrawn.
+        Fashion-MNIST, once every 312 steps, online accuracy fell from 0.70 to 0.13. Nor on weights of which
+        zeros are to stay zero: a zero is the weakest synapse there is, and is redrawn. Under Adam and its
+        kin, ``reset_moments`` lets new synapses move fast: their moments restart, while the step count of
+        the bias correction, which is one for the whole weight, does not. Under a constant gradient their
+        first steps are 3.1 and later up to 6.4 times the learning rate, where a fresh weight's are 1.
 
     References:
         Hofmann et al., Nature Communications 16, 5112 (2025), doi 10.1038/s41467-025-60078-9.
@@ -75,12 +78,13 @@ class SpineRemodeling(Mechanism):
     site = "structure"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.every, int) or self.every < 1:
+        super().__post_init__()
+        if type(self.every) is not int or self.every < 1:
             raise ValueError(
                 f"SpineRemodeling(every={self.every!r}): use a whole number of optimizer steps from 1"
             )
-        if not self.d_re > 0:
-            raise ValueError(f"SpineRemodeling(d_re={self.d_re}): use a number above 0")
+        if not isinstance(self.d_re, int | float) or not self.d_re > 0:
+            raise ValueError(f"SpineRemodeling(d_re={self.d_re!r}): use a number above 0")
         if self.redraw not in ("init", "published"):
             raise ValueError(f"SpineRemodeling(redraw={self.redraw!r}): use 'init' or 'published'")
 

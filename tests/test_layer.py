@@ -1,0 +1,129 @@
+"""The wiring and the error site: what a layer's hook does."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+import bouton
+from bouton.mechanisms.grapes import responsibility
+
+
+class Reused(nn.Module):
+    """One module called twice, and one weight in two modules."""
+
+    def __init__(self):
+        super().__init__()
+        self.twice = nn.Linear(4, 4)
+        self.alias = self.twice
+        self.left, self.right = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.right.weight = self.left.weight
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x):
+        x = torch.tanh(self.alias(torch.tanh(self.twice(x))))
+        return self.head(torch.tanh(self.right(torch.tanh(self.left(x)))))
+
+
+class Scaled(torch.autograd.Function):
+    """The identity whose gradient is multiplied: the oracle of the error site."""
+
+    @staticmethod
+    def forward(ctx, x, factor):
+        ctx.save_for_backward(factor)
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, error):
+        return error * ctx.saved_tensors[0], None
+
+
+def test_errors_of_shared_modules_and_tied_weights():
+    torch.manual_seed(0)
+    model, x = Reused(), torch.randn(5, 4)
+
+    def reference():
+        def layer(module, x):
+            return torch.tanh(Scaled.apply(module(x), responsibility(module.weight.detach(), clip=None)))
+
+        for module in (model.twice, model.alias, model.left, model.right):
+            yield_x = x if module is model.twice and not done else hidden[-1]
+            hidden.append(layer(module, yield_x))
+            done.append(1)
+        return model.head(hidden[-1])
+
+    done, hidden = [], []
+    expected = torch.autograd.grad(reference().square().sum(), list(model.parameters()))
+    bouton.attach(model, None, [bouton.Grapes(clip=None)])
+    found = torch.autograd.grad(model(x).square().sum(), list(model.parameters()))
+    for ours, oracle in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, oracle)
+
+
+def test_a_weight_read_along_different_axes_has_no_nodes_for_hooks():
+    model = nn.ModuleDict({"enc": nn.Conv2d(4, 4, 3), "dec": nn.ConvTranspose2d(4, 4, 3)})
+    model["dec"].weight = model["enc"].weight
+    with pytest.raises(ValueError, match="enc and dec share this weight and read it along different axes"):
+        bouton.attach(model, None, [bouton.Grapes()], readout=())
+
+
+def test_a_tied_embedding_is_named_in_the_report():
+    model = nn.ModuleDict({"e": nn.Embedding(5, 4), "hidden": nn.Linear(4, 4), "o": nn.Linear(4, 5)})
+    model["o"].weight = model["e"].weight
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    report = bouton.attach(model, optimizer, [bouton.SpineRemodeling()]).report()
+    assert "+ o.weight [5x4], shared with e.weight" in str(report)
+
+
+def test_no_hook_where_no_gradient_flows():
+    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(inplace=True), nn.Linear(3, 2))
+    bouton.attach(model, None, [bouton.Grapes()])
+    with torch.no_grad():
+        assert model(torch.randn(2, 4)).shape == (2, 2)
+    with torch.inference_mode():
+        assert model(torch.randn(2, 4)).shape == (2, 2)
+
+
+def test_a_low_precision_output_gets_a_low_precision_error():
+    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    bouton.attach(model, None, [bouton.Grapes(), bouton.MultiSynapse(gamma=3)])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = model(torch.randn(5, 4)).float().square().sum()
+    loss.backward()
+    assert model[0].weight.grad.dtype == torch.float32
+
+
+def test_a_graph_that_was_built_before_a_pause_or_a_detach_is_plain():
+    model, x = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)), torch.randn(5, 4)
+    plain = torch.autograd.grad(model(x).sum(), model[0].weight)[0]
+    handle = bouton.attach(model, None, [bouton.Grapes()])
+    first, second, third = model(x).sum(), model(x).sum(), model(x).sum()
+    with handle.paused():
+        assert torch.equal(torch.autograd.grad(first, model[0].weight)[0], plain)
+    assert not torch.equal(torch.autograd.grad(second, model[0].weight)[0], plain)
+    handle.detach()
+    assert torch.equal(torch.autograd.grad(third, model[0].weight)[0], plain)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_made_during_a_pause_is_attached(copied):
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)), torch.randn(5, 4)
+    # a function of this test's own does not pickle: it must not travel with the model
+    handle = bouton.attach(model, None, [bouton.MultiSynapse(where=lambda path, module: path == "0")])
+    attached = model(x)
+    with handle.paused():
+        assert not torch.equal(model(x), attached)
+        assert torch.equal(copied(model)(x), attached)
+
+
+def test_memory_format_is_kept():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 3)).to(
+        memory_format=torch.channels_last
+    )
+    x = torch.randn(2, 3, 8, 8).to(memory_format=torch.channels_last)
+    bouton.attach(model, None, [bouton.MultiSynapse(gamma=4)])
+    assert model[0](x).is_contiguous(memory_format=torch.channels_last)
+    reference = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
+    torch.testing.assert_close(model(x), reference(x.contiguous()))
