@@ -6,7 +6,7 @@ import torch
 import bouton
 from bouton.mechanism import Mechanism, RandomStream
 
-ALL = [m for entry in bouton.registry().values() for m in (entry.neutral, *entry.examples)]
+ALL = [m for entry in bouton.registry().values() for m in (*entry.neutral, *entry.examples)]
 
 
 @pytest.mark.parametrize("mechanism", ALL, ids=str)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -18,7 +20,7 @@ from bouton.mechanism import (
     Synapses,
     WiringRule,
 )
-from bouton.synapse import Layout
+from bouton.synapse import Layout, SynapseGroup
 
 
 @dataclass
@@ -43,10 +45,16 @@ class Claim:
         """This claim's name in a state dict."""
         return f"{type(self.mechanism).__name__}/{self.name}"
 
-    def prepare(self, weight: Tensor) -> None:
-        """Let the mechanism make its state on ``weight``."""
-        made = self.mechanism.prepare(self._synapses(weight))
-        self.state = {name: tensor.clone() for name, tensor in made.items()}  # no view of the weight
+    @classmethod
+    def of(cls, mechanism: Mechanism, group: SynapseGroup, seed: int) -> Claim:
+        """The claim of ``mechanism`` on ``group``, with the state that the mechanism needs there."""
+        mechanism = copy.copy(mechanism)
+        object.__setattr__(mechanism, "where", None)  # may be a lambda, which does not pickle
+        stream = RandomStream(seed, f"{type(mechanism).__name__}/{group.name}")
+        claim = cls(mechanism, group.name, group.layout, stream)
+        made = mechanism.prepare(claim._synapses(group.weight))
+        claim.state = {name: tensor.clone() for name, tensor in made.items()}  # no view of the weight
+        return claim
 
     def transform(self, weight: Tensor, output: Tensor) -> Tensor:
         """The layer's output after a wiring rule."""
@@ -154,3 +162,15 @@ class Claim:
             f"the {self.mechanism.site} rule of {type(self.mechanism).__name__} returned {found} for "
             f"{self.name}; expected a {dtype or 'floating point'} tensor of shape {shapes}"
         )
+
+
+Claims = Sequence[tuple[SynapseGroup, Claim]]
+
+
+def claims_at(claims: Claims, site: str, scope: str = "update") -> dict[SynapseGroup, list[Claim]]:
+    """The claims that act at one site, by the weight that they act on."""
+    found: dict[SynapseGroup, list[Claim]] = {}
+    for group, claim in claims:
+        if (claim.mechanism.site, claim.mechanism.scope) == (site, scope):
+            found.setdefault(group, []).append(claim)
+    return found

@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
-import weakref
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from torch import Tensor, nn
 
-from bouton.claim import Claim
-
-if TYPE_CHECKING:
-    from bouton.attachment import Attachment
+from bouton.claim import Claim, Claims, claims_at
 
 MARK = "_bouton"  # the attribute under which a layer bears its mark
+
+
+class Owner(Protocol):
+    """What put a mark on a layer."""
+
+    def detach(self) -> None:
+        """Take it off again, with all that belongs to it."""
 
 
 class Mark:
     """Says which mechanisms took a layer, and which attachment they belong to.
 
-    A copied or unpickled layer bears a mark without an attachment: no optimizer acts on the copy.
+    A copied or unpickled layer bears a mark without an owner: no optimizer acts on the copy.
     """
 
-    def __init__(self, names: str, attachment: Attachment | None = None) -> None:
-        self.names = names
-        self._attachment = weakref.ref(attachment) if attachment else None
-
-    @property
-    def attachment(self) -> Attachment | None:
-        """The attachment at work on this layer, if there is one."""
-        return self._attachment() if self._attachment else None
+    def __init__(self, names: str, owner: Owner | None = None) -> None:
+        self.names, self.owner = names, owner
 
     def __reduce__(self) -> tuple[type[Mark], tuple[str]]:
         return (Mark, (self.names,))
@@ -82,6 +79,25 @@ class LayerHook:
         for claim in self.wirings:
             output = claim.transform(weight, output)
         return output
+
+
+def hook_layers(claims: Claims, switch: Switch) -> None:
+    """Hook the layers of all claims at the wiring and the error site."""
+    errors, wirings = claims_at(claims, "error"), claims_at(claims, "wiring")
+    for group in dict.fromkeys([*errors, *wirings]):
+        hook = LayerHook(group.parameter, errors.get(group, []), wirings.get(group, []), switch)
+        for layer in dict.fromkeys(group.layers):  # a shared module is listed at each of its paths
+            layer.register_forward_hook(hook)
+
+
+def mark_layers(claims: Claims, owner: Owner) -> None:
+    """Mark the layers of all claims as taken."""
+    names: dict[nn.Module, list[str]] = {}
+    for group, claim in claims:
+        for layer in dict.fromkeys(group.layers):
+            names.setdefault(layer, []).append(type(claim.mechanism).__name__)
+    for layer, own in names.items():
+        setattr(layer, MARK, Mark(", ".join(own), owner))
 
 
 def clear_layer(layer: nn.Module) -> None:

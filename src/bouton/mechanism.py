@@ -235,7 +235,7 @@ class Entry:
 
     cls: type[Mechanism]
     paper: str
-    neutral: Mechanism
+    neutral: tuple[Mechanism, ...]
     examples: tuple[Mechanism, ...]
 
 
@@ -244,13 +244,13 @@ _M = TypeVar("_M", bound=type[Mechanism])
 
 
 def register(
-    *, paper: str, neutral: Mapping[str, Any], examples: Sequence[Mapping[str, Any]] = ({},)
+    *, paper: str, neutral: Sequence[Mapping[str, Any]], examples: Sequence[Mapping[str, Any]] = ({},)
 ) -> Callable[[_M], _M]:
     """Class decorator that adds a mechanism to the registry, and so to the contract tests and the lab.
 
     Args:
         paper: short reference.
-        neutral: arguments at which the mechanism must leave training bit-identical to plain training.
+        neutral: arguments of the configurations that must leave training bit-identical to plain training.
         examples: arguments of the configurations under which every promise is tested.
     """
 
@@ -258,7 +258,10 @@ def register(
         if cls.__name__ in _REGISTRY:
             raise ValueError(f"a mechanism called {cls.__name__} is registered already; take another name")
         _REGISTRY[cls.__name__] = Entry(
-            cls, paper, cls(**neutral), tuple(cls(**arguments) for arguments in examples)
+            cls=cls,
+            paper=paper,
+            neutral=tuple(cls(**arguments) for arguments in neutral),
+            examples=tuple(cls(**arguments) for arguments in examples),
         )
         return cls
 

@@ -72,12 +72,14 @@ OPTIMIZERS = {
     "lbfgs": lambda p: torch.optim.LBFGS(p, lr=0.1, max_iter=3),
 }
 
-NEUTRAL = {name: entry.neutral for name, entry in bouton.registry().items()}
-EXAMPLES = {
-    f"{name}-{number}": example
-    for name, entry in bouton.registry().items()
-    for number, example in enumerate(entry.examples)
-}
+NEUTRAL, EXAMPLES = (
+    {
+        f"{name}-{number}": mechanism
+        for name, entry in bouton.registry().items()
+        for number, mechanism in enumerate(getattr(entry, kind))
+    }
+    for kind in ("neutral", "examples")
+)
 
 over_models = pytest.mark.parametrize("model_name", MODELS)
 over_optimizers = pytest.mark.parametrize("optimizer_name", OPTIMIZERS)
@@ -94,11 +96,11 @@ def build(model_name, optimizer_name="sgd"):
     return model, OPTIMIZERS[optimizer_name](parameters)
 
 
-def train(model, optimizer, steps, start=0):
+def train(model, optimizer, steps, start=0, dtype=torch.float32):
     """Train on the same batches at every call; returns copies of all parameters and buffers."""
     for step in range(start, start + steps):
         generator = torch.Generator().manual_seed(step)
-        x = torch.randn(8, 36, generator=generator)
+        x = torch.randn(8, 36, generator=generator).to(dtype)
         y = torch.randint(CLASSES, (8,), generator=generator)
 
         def closure(x=x, y=y):

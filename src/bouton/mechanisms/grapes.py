@@ -29,7 +29,7 @@ def responsibility(
 
 @register(
     paper="GRAPES (Nat. Commun. 13, 2022)",
-    neutral={"clip": (1.0, 1.0)},
+    neutral=({"clip": (1.0, 1.0)}, {"clip": (1.0, 1.0), "mode": "local"}),
     examples=({}, {"mode": "local"}, {"clip": None, "normalize": True}),
 )
 @dataclass(frozen=True, kw_only=True)

@@ -39,7 +39,7 @@ def pool_nodes(
 
 @register(
     paper="Synaptic diversity (Nat. Commun. 16, 2025)",
-    neutral={"gamma": 1},
+    neutral=({"gamma": 1},),
     examples=({"gamma": 2}, {"gamma": 4, "activation": "tanh"}),
 )
 @dataclass(frozen=True, kw_only=True)

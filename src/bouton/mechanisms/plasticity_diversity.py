@@ -55,7 +55,10 @@ DISTRIBUTIONS: dict[str, Law] = {
 
 @register(
     paper="Synaptic diversity (Nat. Commun. 16, 2025)",
-    neutral={"nu": 0.0},
+    neutral=(
+        *({"nu": 0.0, "distribution": name} for name in DISTRIBUTIONS),
+        {"nu": 0.0, "scope": "gradient"},
+    ),
     examples=(*({"distribution": name} for name in DISTRIBUTIONS), {"scope": "gradient"}),
 )
 @dataclass(frozen=True, kw_only=True)

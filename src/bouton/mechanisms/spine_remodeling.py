@@ -22,7 +22,7 @@ def weak_synapses(synapses: Synapses, d_re: float) -> Tensor:
 
 @register(
     paper="Synaptic diversity (Nat. Commun. 16, 2025)",
-    neutral={"every": 1, "d_re": math.inf},
+    neutral=({"every": 1, "d_re": math.inf}, {"every": 1, "d_re": math.inf, "redraw": "published"}),
     examples=({"every": 3}, {"every": 3, "redraw": "published", "reset_moments": False}),
 )
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,143 @@
+"""The rate and the structure site: what happens around an optimizer's step."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial, reduce
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle, unserializable_hook
+
+from bouton.claim import Claim, Claims, claims_at
+from bouton.layer import Switch
+from bouton.moments import fresh_moments, reset_moments
+from bouton.synapse import SynapseGroup
+
+
+class StepHook:
+    """Scales updates and rewires synapses around the steps of one optimizer.
+
+    Its hooks are those of the optimizer and of weights, which torch never copies: a copy of this object
+    hooks the copied optimizer and weights anew.
+    """
+
+    def __init__(self, optimizer: Optimizer | None, claims: Claims, switch: Switch) -> None:
+        self._optimizer, self._claims, self._switch = optimizer, claims, switch
+        self._rates = claims_at(claims, "rate")
+        self._gradient_rates = claims_at(claims, "rate", scope="gradient")
+        self._structures = claims_at(claims, "structure")
+        self._fresh = {
+            group: fresh_moments(optimizer, group.weight)
+            for group, own in self._structures.items()
+            if optimizer and any(claim.mechanism.reset_moments for claim in own)
+        }
+        self._depth = 0  # of step within step
+        self._before: dict[SynapseGroup, Tensor] = {}  # weights before the step that is under way
+        self._handles: list[RemovableHandle] = []
+        self._hook()
+
+    def _hook(self) -> None:
+        if self._optimizer is not None:
+            self._handles.append(self._optimizer.register_step_pre_hook(self._before_step))
+            self._handles.append(self._optimizer.register_step_post_hook(self._after_step))
+        for group in self._gradient_rates:
+            # On the weight itself, before gradients add up: right for accumulation and closures.
+            hook = unserializable_hook(partial(self._scale_gradient, group))
+            self._handles.append(group.weight.register_hook(hook))
+
+    def remove(self) -> None:
+        """Take all hooks off."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def remodel(self) -> None:
+        """Run every structure mechanism once, now.
+
+        Raises:
+            ValueError: no structure mechanism is attached.
+        """
+        if not self._structures:
+            raise ValueError("no structure mechanism is attached; add one, such as SpineRemodeling()")
+        for group, claims in self._structures.items():
+            _check_same_weight(group)
+            for claim in claims:
+                self._rewire(group, claim)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_handles": [], "_before": {}, "_depth": 0}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._hook()
+
+    @torch.no_grad()
+    def _before_step(self, optimizer: Optimizer, *arguments: Any) -> None:
+        # torch hooks the step of every class: where a subclass calls super().step(), hooks run twice.
+        # A depth left over from a step that raised is told from that by a look at the stack.
+        if self._depth and _steps_within_step(optimizer):
+            self._depth += 1
+            return
+        self._depth = 1
+        for group in dict.fromkeys([*self._rates, *self._structures]):
+            _check_same_weight(group)
+        if self._switch.on:
+            self._before = {group: group.weight.clone() for group in self._rates}
+
+    @torch.no_grad()
+    def _after_step(self, optimizer: Optimizer, *arguments: Any) -> None:
+        self._depth -= 1
+        if self._depth or not self._switch.on:
+            return
+        for _, claim in self._claims:
+            claim.step += 1
+        for group, claims in self._rates.items():
+            before, weight = self._before.pop(group), group.weight
+            rates = [claim.rate(before, weight.grad) for claim in claims]
+            # lerp, not before + rate * (weight - before): where the rate is 1 it keeps the weight's bits
+            torch.lerp(before, weight, reduce(torch.mul, rates), out=weight)
+        for group, claims in self._structures.items():
+            for claim in claims:
+                if claim.step % claim.mechanism.every == 0 and group.weight.grad is not None:
+                    self._rewire(group, claim)
+
+    def _scale_gradient(self, group: SynapseGroup, gradient: Tensor) -> Tensor:
+        if self._switch.on:
+            for claim in self._gradient_rates[group]:
+                gradient = gradient * claim.rate(group.weight, gradient)
+        return gradient
+
+    @torch.no_grad()
+    def _rewire(self, group: SynapseGroup, claim: Claim) -> None:
+        weight, optimizer = group.weight, self._optimizer
+        if group.frozen:  # since attach
+            return
+        changed, values = claim.rewire(weight, weight.grad)
+        # A fused optimizer under GradScaler steps even where it skips: then nothing may change here.
+        if (skipped := getattr(optimizer, "found_inf", None)) is not None:
+            changed = changed & (skipped == 0)
+        claim.count(changed)
+        torch.where(changed, values, weight, out=weight)
+        if optimizer and claim.mechanism.reset_moments:
+            reset_moments(optimizer, weight, changed, self._fresh[group])
+
+
+def _check_same_weight(group: SynapseGroup) -> None:
+    if group.layers[0]._parameters.get(group.parameter) is not group.weight:
+        raise ValueError(
+            f"{group.name} is another parameter than at bouton.attach (replaced, pruned, parametrised "
+            "or loaded with assign=True); detach the handle before, and attach again after"
+        )
+
+
+def _steps_within_step(optimizer: Optimizer) -> bool:
+    """Whether the step whose hooks run now was called from within a step of the same optimizer."""
+    steps, frame = 0, sys._getframe()
+    while frame.f_back:
+        frame = frame.f_back
+        # torch.optim.Optimizer.profile_hook_step.<locals>.wrapper, which runs the hooks around a step
+        steps += frame.f_code.co_name == "wrapper" and frame.f_locals.get("self") is optimizer
+    return steps > 1
