@@ -146,10 +146,13 @@ def assigned(layer):
 def test_a_weight_that_was_replaced_since_attach_is_an_error(change, mechanism):
     layer = nn.Linear(5, 4)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
-    bouton.attach(layer, optimizer, [mechanism])
+    handle = bouton.attach(layer, optimizer, [mechanism])
     change(layer)
     with pytest.raises(ValueError, match=r"weight is another parameter than at bouton.attach"):
         optimizer.step()
+    if mechanism.site == "structure":
+        with pytest.raises(ValueError, match="weight is another parameter"):
+            handle.remodel()
 
 
 def test_several_parameter_groups():
@@ -189,6 +192,41 @@ def test_gradient_scope_scales_what_accumulates_and_what_autograd_gives():
         x = batches[0]
         found = torch.autograd.grad(layer(x).sum(), layer.weight)[0]
         assert torch.equal(found, torch.autograd.grad(plain(x).sum(), plain.weight)[0])
+
+
+def test_a_gradient_rule_sees_the_gradient_that_it_scales():
+    class Signed(bouton.Mechanism):
+        site = "rate"
+        scope = "gradient"
+
+        def rule(self, synapses):
+            return (synapses.gradient > 0).float()
+
+    layer = nn.Linear(5, 4)
+    plain = torch.autograd.grad(layer(torch.ones(2, 5)).prod(1).sum(), layer.weight)[0]
+    bouton.attach(layer, torch.optim.SGD(layer.parameters(), lr=0.1), [Signed()])
+    for _ in range(2):  # the second time there is a gradient of before
+        layer(torch.ones(2, 5)).prod(1).sum().backward()
+    assert torch.equal(layer.weight.grad, 2 * plain.clamp(min=0))
+
+
+def test_state_is_no_view_of_the_weight():
+    class Start(bouton.Mechanism):
+        site = "rate"
+
+        def prepare(self, synapses):
+            return {"start": synapses.weight}
+
+        def rule(self, synapses):
+            return torch.full_like(synapses.weight, 0.5)
+
+    layer = nn.Linear(5, 4)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    handle = bouton.attach(layer, optimizer, [Start()])
+    start = layer.weight.detach().clone()
+    backward(layer)
+    optimizer.step()
+    assert torch.equal(handle.state_dict()["claims"]["Start/weight"]["tensors"]["start"], start)
 
 
 def test_rates_of_another_precision_than_the_weights():

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle, unserializable_hook
+from torch.utils.hooks import RemovableHandle
 
 from bouton.claim import Claim, Claims, claims_at
 from bouton.layer import Switch
@@ -45,8 +45,7 @@ class StepHook:
             self._handles.append(self._optimizer.register_step_post_hook(self._after_step))
         for group in self._gradient_rates:
             # On the weight itself, before gradients add up: right for accumulation and closures.
-            hook = unserializable_hook(partial(self._scale_gradient, group))
-            self._handles.append(group.weight.register_hook(hook))
+            self._handles.append(group.weight.register_hook(partial(self._scale_gradient, group)))
 
     def remove(self) -> None:
         """Take all hooks off."""
