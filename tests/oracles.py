@@ -49,6 +49,24 @@ def replaced_share(weight: Tensor, d_re: float) -> Tensor:
     return torch.tensor(shares, dtype=torch.float64).reshape(weight.shape)
 
 
+def crystallizing(weight: Tensor, gradient: Tensor, threshold: float) -> Tensor:
+    """Which synapses crystallize."""
+    mean = sum(abs(w.item()) for w in weight.flatten()) / weight.numel()
+    mask = torch.zeros_like(weight, dtype=torch.bool)
+    for index in itertools.product(*(range(size) for size in weight.shape)):
+        size, pull = abs(weight[index].item()), abs(gradient[index].item())
+        share = pull / size if size else math.inf if pull else math.nan
+        mask[index] = share < threshold or pull > mean
+    return mask
+
+
+def volume_rate(weight: Tensor, stability: float) -> Tensor:
+    """Mean rate of every synapse at base 1."""
+    sizes = [abs(w.item()) for w in weight.flatten()]
+    rates = [math.exp(-stability * size / (size + 1)) for size in sizes]
+    return weight.new_tensor(rates).reshape(weight.shape)
+
+
 def pool_nodes(output: Tensor, gamma: int, phi: callable, axis: int) -> Tensor:
     """Multi-synaptic connectivity on a layer's output, one entry at a time."""
     axis = axis % output.ndim

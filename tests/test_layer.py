@@ -127,3 +127,16 @@ def test_memory_format_is_kept():
     assert model[0](x).is_contiguous(memory_format=torch.channels_last)
     reference = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
     torch.testing.assert_close(model(x), reference(x.contiguous()))
+
+
+@pytest.mark.parametrize(
+    ("where", "taken"),
+    [
+        ("alias", ["twice.weight"]),
+        (["right", "t*"], ["twice.weight", "left.weight"]),
+        (lambda path, module: path == "right", ["left.weight"]),
+    ],
+)
+def test_a_weight_is_chosen_by_any_of_its_paths(where, taken):
+    report = bouton.attach(Reused(), None, [bouton.MultiSynapse(where=where)]).report()
+    assert [row.weight for row in report.rows if row.left_because is None] == taken

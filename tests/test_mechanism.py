@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import bouton
-from bouton.mechanism import Mechanism, RandomStream
+from bouton.mechanism import Mechanism, RandomStream, Synapses
 
 ALL = [m for entry in bouton.registry().values() for m in (*entry.neutral, *entry.examples)]
 
@@ -37,7 +37,9 @@ def test_callables_cannot_become_json():
 
 
 def test_unknown_names_and_fields_are_named():
-    with pytest.raises(ValueError, match="no mechanism is called 'Grape'; there are: Grapes"):
+    with pytest.raises(
+        ValueError, match="no mechanism is called 'Grape'; there are: Crystallization, Grapes"
+    ):
         Mechanism.from_dict({"name": "Grape"})
     with pytest.raises(ValueError, match=r"Grapes has no field \['cut'\]; its fields are: where, mode"):
         Mechanism.from_dict({"name": "Grapes", "cut": 1})
@@ -53,3 +55,31 @@ def test_a_stream_depends_on_its_seed_name_and_count_only():
     assert draw(RandomStream(1, "a", count=2)) == draws[2]
     others = [draw(RandomStream(2, "a")), draw(RandomStream(1, "b")), *draws]
     assert len({tuple(other) for other in others}) == 5
+
+
+def test_draws_depend_neither_on_memory_format_nor_on_precision():
+    weight = torch.zeros(4, 3, 5, 5)
+
+    def draws(weight):
+        synapses = Synapses(weight, stream=RandomStream(0, "test"))
+        return synapses.uniform(-1, 1), synapses.normal()
+
+    expected = draws(weight)
+    for other in (weight.to(memory_format=torch.channels_last), weight.bfloat16(), weight.half()):
+        for ours, drawn in zip(draws(other), expected, strict=True):
+            assert ours.dtype == torch.float32
+            assert torch.equal(ours, drawn)
+
+
+def test_where_is_checked():
+    assert bouton.Grapes(where=["a", "b.*"]) == bouton.Grapes(where=("a", "b.*"))
+    for wrong in (5, torch.nn.Linear(2, 2), [1], iter("ab")):
+        with pytest.raises(ValueError, match=r"Grapes\(where=.*use a glob"):
+            bouton.Grapes(where=wrong)
+
+
+def test_a_name_is_registered_once():
+    with pytest.raises(ValueError, match="a mechanism called Grapes is registered already"):
+        bouton.register(paper="", neutral=())(type("Grapes", (Mechanism,), {}))
+    with pytest.raises(ValueError, match=r"Grapes\.from_dict was given a MultiSynapse"):
+        bouton.Grapes.from_dict({"name": "MultiSynapse"})

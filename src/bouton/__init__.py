@@ -13,7 +13,14 @@ from bouton.mechanism import (
     register,
     registry,
 )
-from bouton.mechanisms import Grapes, MultiSynapse, PlasticityDiversity, SpineRemodeling
+from bouton.mechanisms import (
+    Crystallization,
+    Grapes,
+    MultiSynapse,
+    PlasticityDiversity,
+    SpineRemodeling,
+    VolumePlasticity,
+)
 from bouton.plan import Report
 from bouton.synapse import SynapseGroup, find_groups
 
@@ -22,6 +29,7 @@ __version__ = "0.1.0"
 __all__ = [
     "SITES",
     "Attachment",
+    "Crystallization",
     "ErrorRule",
     "Grapes",
     "Mechanism",
@@ -34,6 +42,7 @@ __all__ = [
     "StructureRule",
     "SynapseGroup",
     "Synapses",
+    "VolumePlasticity",
     "WiringRule",
     "attach",
     "detach",

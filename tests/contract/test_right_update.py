@@ -48,7 +48,8 @@ def check(make, kind, mechanism, seed):
         rate = torch.ones_like(old)
         if mechanism.serves(group) is None:
             stream = RandomStream(seed, f"{type(mechanism).__name__}/{group.name}")
-            synapses = Synapses(group.layout.nodes(old), stream=stream)
+            gradient = group.layout.nodes(group.weight.grad)
+            synapses = Synapses(group.layout.nodes(old), gradient, stream=stream)
             synapses.state.update(mechanism.prepare(synapses))
             rate = mechanism.rule(synapses)
             rate = rate.reshape(-1, *[1] * (old.ndim - 1)) if rate.ndim == 1 else rate

@@ -1,8 +1,17 @@
 """The mechanisms, one file each: importing this package registers all of them."""
 
+from bouton.mechanisms.crystallization import Crystallization
 from bouton.mechanisms.grapes import Grapes
 from bouton.mechanisms.multi_synapse import MultiSynapse
 from bouton.mechanisms.plasticity_diversity import PlasticityDiversity
 from bouton.mechanisms.spine_remodeling import SpineRemodeling
+from bouton.mechanisms.volume_plasticity import VolumePlasticity
 
-__all__ = ["Grapes", "MultiSynapse", "PlasticityDiversity", "SpineRemodeling"]
+__all__ = [
+    "Crystallization",
+    "Grapes",
+    "MultiSynapse",
+    "PlasticityDiversity",
+    "SpineRemodeling",
+    "VolumePlasticity",
+]

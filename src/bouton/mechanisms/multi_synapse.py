@@ -29,8 +29,6 @@ def pool_nodes(
     ``axis`` holds the nodes and counts from the end. The result has the memory format of ``output``.
     """
     output = activation(output)
-    if gamma == 1:
-        return output
     members: Tensor = output.unflatten(axis, (-1, gamma))  # [..., node / gamma, gamma, ...]
     pooled = members.sum(axis, keepdim=True).expand_as(members).flatten(axis - 1, axis)
     # flatten gives contiguous memory; after a channels_last layer that would slow all that follows

@@ -1,0 +1,60 @@
+from pathlib import Path
+
+import numpy as np
+import oracles
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import bouton
+from bouton.mechanism import RandomStream, Synapses
+from bouton.mechanisms.volume_plasticity import volume_rate
+
+DATA = Path(__file__).parent.parent / "data" / "diversity.npz"
+
+
+@pytest.mark.parametrize("case", [0, 1])
+def test_agrees_with_the_published_code(case):
+    with np.load(DATA) as file:
+        weight = torch.from_numpy(file[f"crystallize/{case}/weight"])  # the weight of this case, too
+        rate = torch.from_numpy(file[f"volume/{case}/rate"])
+    ours = bouton.VolumePlasticity(normalize=False, spread=0).rule(Synapses(weight))
+    torch.testing.assert_close(ours, rate, rtol=0, atol=1e-12)
+
+
+@given(
+    shape=st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 2)),
+    stability=st.sampled_from([0.0, 0.5, 2.0]),
+    seed=st.integers(0, 9),
+)
+def test_equals_the_oracle(shape, stability, seed):
+    weight = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    torch.testing.assert_close(volume_rate(weight, stability), oracles.volume_rate(weight, stability))
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_mean_and_spread_of_the_drawn_rates(normalize):
+    weight = torch.full((300, 400), 0.5)
+    synapses = Synapses(weight, stream=RandomStream(0, "test"))
+    mechanism = bouton.VolumePlasticity(normalize=normalize)
+    first, second = mechanism.rule(synapses), mechanism.rule(synapses)
+    mean = 1.0 if normalize else 0.1 * np.exp(-2 / 3)
+    error = 0.2 * mean / weight.numel() ** 0.5
+    assert abs(first.mean().item() - mean) < 4 * error
+    assert first.std().item() == pytest.approx(0.2 * mean, rel=0.01)
+    assert (first >= 0).all()
+    assert not torch.equal(first, second)  # drawn anew
+
+
+def test_normalized_rates_have_mean_one_whatever_the_weights():
+    weight = torch.randn(30, 40) * 3
+    rate = bouton.VolumePlasticity(spread=0).rule(Synapses(weight))
+    assert rate.mean().item() == pytest.approx(1)
+    assert rate.flatten()[weight.abs().argmax()] == rate.min()
+
+
+@pytest.mark.parametrize("wrong", [{"stability": -1}, {"spread": -0.1}, {"base": 0}])
+def test_wrong_arguments_are_named(wrong):
+    with pytest.raises(ValueError, match=r"VolumePlasticity\(" + next(iter(wrong))):
+        bouton.VolumePlasticity(**wrong)
