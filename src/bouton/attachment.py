@@ -52,6 +52,7 @@ def attach(
         Grapes (error): 1 of 2 weights
           + 0.weight [4x8]
           - 2.weight [2x4]  left: the read-out is never modulated
+        read-out: 2; choose another with readout=
         seed 0
         >>> handle.detach()
     """
@@ -121,8 +122,9 @@ class Attachment:
         """What each mechanism does at present: mechanism -> weight's name -> numbers.
 
         Error and rate mechanisms: mean, std, min and max of the factor. Structure mechanisms: turnover
-        (share of the synapses that one event replaces, on average), changed and events so far. Waits for
-        the device; not for use in every step.
+        (share of the synapses that one event replaces, on average), changed and events so far. Rate and
+        structure mechanisms also tell the steps that they saw: 0 if another optimizer does the stepping.
+        Waits for the device; not for use in every step.
 
         Raises:
             ValueError: the handle is detached.
@@ -135,7 +137,11 @@ class Attachment:
         return found
 
     def detach(self) -> None:
-        """Take everything off: model and optimizer are plain again. Safe to call twice."""
+        """Take everything off: model and optimizer are plain again. Safe to call twice.
+
+        Weights stay as they are. A model that was trained with a wiring mechanism computes something else
+        without it: keep it attached, or attach again after loading, for as long as the model is used.
+        """
         for group, _ in self._claims:
             for layer in group.layers:
                 clear_layer(layer)

@@ -58,7 +58,9 @@ class Claim:
 
     def transform(self, weight: Tensor, output: Tensor) -> Tensor:
         """The layer's output after a wiring rule."""
-        return cast(WiringRule, self.mechanism).rule(self._synapses(weight), output)
+        transformed = cast(WiringRule, self.mechanism).rule(self._synapses(weight), output)
+        self._check(transformed, [output.shape])
+        return transformed
 
     def error_factor(self, weight: Tensor) -> Tensor:
         """The factor of an error rule, shaped to multiply the layer's output."""
@@ -80,7 +82,13 @@ class Claim:
     def rewire(self, weight: Tensor, gradient: Tensor | None) -> Rewiring:
         """The outcome of a structure rule, in the shape of ``weight`` as torch stores it."""
         synapses = self._synapses(weight, gradient)
-        changed, values = cast(StructureRule, self.mechanism).rule(synapses)
+        returned = cast(StructureRule, self.mechanism).rule(synapses)
+        if not isinstance(returned, tuple) or len(returned) != 2:
+            raise ValueError(
+                f"the structure rule of {type(self.mechanism).__name__} returned {type(returned).__name__} "
+                f"for {self.name}; expected two tensors: bouton.Rewiring(changed, values)"
+            )
+        changed, values = returned
         self._check(changed, [synapses.weight.shape], dtype=torch.bool)
         self._check(values, [synapses.weight.shape])
         return Rewiring(self.layout.nodes(changed), self.layout.nodes(values.to(weight.dtype)))
@@ -96,7 +104,8 @@ class Claim:
         if self.mechanism.site == "structure":
             turned = 0.0 if self.changed is None else float(self.changed)
             share = turned / (self.events * weight.numel()) if turned else 0.0
-            return {"turnover": share, "changed": turned, "events": float(self.events)}
+            numbers = {"turnover": share, "changed": turned, "events": float(self.events)}
+            return {**numbers, "steps": float(self.step)}
         if self.mechanism.site == "wiring" or not weight.numel():
             return {}
         state, count = self.state, self.stream.count
@@ -105,9 +114,13 @@ class Claim:
             factor = cast(RateRule, self.mechanism).rule(self._synapses(weight, weight.grad)).double()
         finally:
             self.state, self.stream.count = state, count
-        numbers = {"mean": factor.mean(), "std": factor.std(correction=0)}
-        numbers |= {"min": factor.amin(), "max": factor.amax()}
-        return {name: value.item() for name, value in numbers.items()}
+        numbers = {
+            "mean": factor.mean().item(),
+            "std": factor.std(correction=0).item(),
+            "min": factor.amin().item(),
+            "max": factor.amax().item(),
+        }
+        return numbers | ({"steps": float(self.step)} if self.mechanism.site == "rate" else {})
 
     def state_dict(self) -> dict[str, Any]:
         """All that must be kept to go on exactly."""

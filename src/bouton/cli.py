@@ -56,7 +56,7 @@ def _dispatch(typed: list[str]) -> int:
     # tyro reads each command's options and help from its function's signature and docstring.
 
     def demo(out: Path = Path("bouton-demo"), seeds: int = 5) -> int:
-        """Train plain nets and each mechanism on MNIST-1D and say which helps (two minutes).
+        """Train plain nets and each mechanism on MNIST-1D and say which helps (a minute).
 
         Args:
             out: folder of the runs and the page; what is there already is not made again.

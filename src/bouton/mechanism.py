@@ -155,7 +155,7 @@ class Mechanism:
         ...     site = "rate"
         ...     def rule(self, synapses):
         ...         size = synapses.weight.abs()
-        ...         return (2 - size / size.mean()).clamp(0.5, 2)
+        ...         return (2 - size / size.mean()).clamp(0.5, 1.5)
     """
 
     where: Where = None

@@ -43,10 +43,12 @@ class Row:
 class Report:
     """What ``attach`` did, weight by weight; ``print`` it.
 
-    ``others`` names the weights that are no synapse group, and so are out of reach of every mechanism.
+    ``readout`` names the read-out layers, and ``others`` the weights that are no synapse group, and so are
+    out of reach of every mechanism.
     """
 
     rows: tuple[Row, ...]
+    readout: tuple[str, ...]
     others: tuple[str, ...]
     seed: int
 
@@ -64,6 +66,7 @@ class Report:
         if self.others:
             others = ", ".join(self.others)
             lines.append(f"no mechanism reaches: {others} (another layer type, pruned or parametrised)")
+        lines.append(f"read-out: {', '.join(self.readout) or 'none'}; choose another with readout=")
         return "\n".join([*lines, f"seed {self.seed}"])
 
 
@@ -109,7 +112,8 @@ def make_report(model: nn.Module, decisions: Sequence[Decision], seed: int) -> R
         for decision in decisions
     )
     groups = list(dict.fromkeys(decision.group for decision in decisions))
-    return Report(rows, find_others(model, groups), seed)
+    readout = tuple(path or type(model).__name__ for g in groups if g.readout for path in g.paths[:1])
+    return Report(rows, readout, find_others(model, groups), seed)
 
 
 def _check_mechanism(mechanism: Mechanism, model: nn.Module, groups: Sequence[SynapseGroup]) -> None:
@@ -131,6 +135,7 @@ def _check_mechanism(mechanism: Mechanism, model: nn.Module, groups: Sequence[Sy
         if not any(fnmatchcase(path, pattern) for group in groups for path in group.paths):
             raise ValueError(
                 f"{name}(where={pattern!r}) matches no layer with a weight; {_has(model, groups)}"
+                + (". Leave out '.weight': where= names layers" if pattern.endswith(".weight") else "")
             )
 
 

@@ -1,6 +1,7 @@
 """Promise 8: no match is an error, and what is skipped is named with its reason."""
 
 import pytest
+import torch
 from subjects import build, over_examples, over_models
 from torch import nn
 
@@ -42,3 +43,18 @@ def test_twice_on_one_weight_is_refused(mechanism):
     model, optimizer = build("mlp")
     with pytest.raises(ValueError, match=f"{type(mechanism).__name__} takes 0.weight 2 times"):
         bouton.attach(model, optimizer, [mechanism, mechanism])
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+@over_examples
+def test_layers_and_batches_without_elements_are_no_accident(mechanism):
+    model = nn.Sequential(nn.Linear(4, 0), nn.Linear(0, 4), nn.ReLU(), nn.Linear(4, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    handle = bouton.attach(model, optimizer, [mechanism])
+    for batch in (3, 0, 1):
+        optimizer.zero_grad()
+        model(torch.ones(batch, 4)).sum().backward()
+        for _ in range(3):
+            optimizer.step()
+    handle.stats()
+    assert all(parameter.isfinite().all() for parameter in model.parameters())

@@ -17,6 +17,7 @@ from bouton.lab.records import RunResult
 from bouton.lab.report.table import make_table
 from bouton.lab.runs import RunStore
 from bouton.lab.summary import summarise
+from bouton.lab.training import train
 
 SWEEP = ["--data", "digits", "--mechanisms", "Grapes", "--seeds", "3", "--epochs", "20"]
 
@@ -141,6 +142,9 @@ def wrong_model():
 def narrow_model():
     return nn.Linear(6, 7)
 
+def deep_model():
+    return nn.Linear(60, 2)
+
 def wrong_data():
     return 1, 2
 
@@ -187,8 +191,9 @@ def test_a_failing_run_is_recorded_tried_again_and_stops_nothing(user_file, tmp_
     ("names", "message"),
     [
         ({"model": "wrong_model"}, "must return a torch.nn.Module; it returned str"),
+        ({"model": "deep_model"}, r"cannot take two samples of .*\(2, 6\): RuntimeError: mat1 and mat2"),
         ({"model": "narrow_model"}, r"\(2, 2\).*it gave \(2, 7\)"),
-        ({"model": "no_such"}, "has no function 'no_such'"),
+        ({"model": "no_such"}, "has no function .no_such.; it has: make_model, "),
         ({"data": "wrong_data"}, "must return .x_train, y_train, x_test, y_test."),
         ({"data": "broken_data"}, r"raised KeyError: 'key' \(.*mine.py, line \d+\)"),
     ],
@@ -197,3 +202,30 @@ def test_what_the_users_functions_return_is_checked(user_file, tmp_path, quiet, 
     with pytest.raises(ValueError, match=message):
         carry_out(of_users(user_file(USER), **names), tmp_path / "out", console=quiet)
     assert not (tmp_path / "out").exists()
+
+
+ONE_LAYER = """
+import torch
+
+model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+
+def make_model():
+    return model
+"""
+
+
+def of_one_layer(file: str):
+    names = {"data": "digits", "model": f"{file}:make_model", "mechanisms": ["PlasticityDiversity"]}
+    return define(**names, epochs=1, seeds=1)
+
+
+def test_a_model_that_is_returned_twice_starts_afresh_each_time(user_file):
+    comparison = of_one_layer(user_file(ONE_LAYER))
+    config = comparison.config(comparison.arms[0], 0)
+    assert train(config).epochs[0].test_accuracy == train(config).epochs[0].test_accuracy
+
+
+def test_without_anything_to_match_there_is_no_matched_control(user_file, tmp_path, quiet):
+    summary = carry_out(of_one_layer(user_file(ONE_LAYER)), tmp_path / "out", console=quiet)
+    assert [arm.name for arm in summary.arms] == ["plain", "PlasticityDiversity"]
+    assert all(run.status == "finished" for arm in summary.arms for run in arm.runs)

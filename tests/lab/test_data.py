@@ -38,7 +38,7 @@ def test_mnist1d_gives_back_the_global_random_numbers():
     ("change", "message"),
     [
         ({"y_train": torch.tensor([0, 1, 2])}, "one int64 label for each"),
-        ({"y_test": torch.tensor([0, 9])}, "labels from 0 to 1"),
+        ({"y_test": torch.tensor([0, 9])}, "labels counted from 0, up to 1"),
         ({"x_test": torch.zeros(2, 5)}, "differ in shape"),
         ({"x_train": torch.full((4, 3), torch.nan)}, "not finite"),
         ({"x_train": torch.zeros(4, 3, dtype=torch.int64)}, "floating point"),

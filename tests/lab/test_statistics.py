@@ -87,7 +87,7 @@ UNSEEN = paired_difference([0.01, -0.01, 0.02, -0.02, 0.001], [0.0] * 5)
     ("vs_plain", "vs_matched", "words"),
     [
         (difference(0.1), difference(0.1), "helps: better than plain, and than plain-matched"),
-        (difference(0.1), UNSEEN, "no better than a larger learning rate"),
+        (difference(0.1), UNSEEN, "which only has a larger learning rate"),
         (difference(0.1), difference(-0.1), "plain-matched does better"),
         (UNSEEN, UNSEEN, "no difference seen"),
         (difference(-0.1), UNSEEN, "hurts"),

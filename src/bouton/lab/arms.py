@@ -37,8 +37,8 @@ def controls() -> list[Arm]:
     """The controls of every comparison.
 
     `plain` is the same training without a mechanism. `plain-matched` is plain at the learning
-    rate times the mean factor that Grapes has on the fresh model: what is no better than that is
-    no better than a larger learning rate.
+    rate times the mean factor that Grapes has on the fresh model: what is no better than that may
+    only act as a larger learning rate.
     """
     matched = (bouton.Grapes().to_dict(),)
     return [

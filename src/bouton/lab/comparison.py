@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import traceback
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +15,7 @@ from bouton.lab.arms import Arm
 from bouton.lab.records import Epoch, RunConfig, RunResult
 from bouton.lab.runs import RunStore, write_atomically
 from bouton.lab.sources import Source, load_data
-from bouton.lab.training import OPTIMIZERS, environment, fresh_model, train
+from bouton.lab.training import OPTIMIZERS, environment, fresh_model, mean_factor, train
 
 FILE = "comparison.json"
 
@@ -102,6 +102,28 @@ class Progress(Protocol):
         """The run is over, or was over before."""
 
 
+def without_unmatchable(comparison: Comparison) -> Comparison:
+    """The comparison without a matched control that the model does not allow.
+
+    The factor to match is that of mechanisms which may find nothing to act on in the user's model.
+
+    Raises:
+        ValueError: if data or model cannot be had at all.
+    """
+    dataset = load_data(comparison.data)
+    kept = []
+    for arm in comparison.arms:
+        config = comparison.config(arm, 0)
+        with torch.random.fork_rng(devices=[]):
+            model = fresh_model(config, dataset)
+            try:
+                mean_factor(model, config)
+            except ValueError:
+                continue
+        kept.append(arm)
+    return replace(comparison, arms=tuple(kept))
+
+
 def run_comparison(comparison: Comparison, directory: Path, progress: Progress) -> None:
     """Makes the runs of a comparison that are not there yet.
 
@@ -117,9 +139,8 @@ def run_comparison(comparison: Comparison, directory: Path, progress: Progress) 
         ValueError: if data or model cannot be had at all.
     """
     # A mistake in the data or the model would fail every run: find it before the first.
-    dataset = load_data(comparison.data)
     with torch.random.fork_rng(devices=[]):
-        fresh_model(comparison.config(comparison.arms[0], 0), dataset)
+        fresh_model(comparison.config(comparison.arms[0], 0), load_data(comparison.data))
     store = RunStore(directory)
     store.clean()
     write_atomically(directory / FILE, json.dumps(asdict(comparison), indent=2))

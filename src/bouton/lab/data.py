@@ -54,12 +54,12 @@ class Dataset:
             if y.dtype != torch.int64 or y.shape != x.shape[:1]:
                 raise ValueError(
                     f"{self.name}: y_{split} must hold one int64 label for each of the {len(x)} "
-                    f"samples; found {y.dtype} of shape {tuple(y.shape)}"
+                    f"samples of x_{split}; found {y.dtype} of shape {tuple(y.shape)}"
                 )
             if y.min() < 0 or y.max() >= self.classes:
                 raise ValueError(
-                    f"{self.name}: y_{split} must hold labels from 0 to {self.classes - 1}; "
-                    f"found {int(y.min())} to {int(y.max())}"
+                    f"{self.name}: y_{split} must hold labels counted from 0, up to {self.classes - 1} as "
+                    f"in y_train; found {int(y.min())} to {int(y.max())}"
                 )
             if not x.isfinite().all():
                 raise ValueError(f"{self.name}: x_{split} holds values that are not finite")
@@ -86,13 +86,19 @@ class Dataset:
         labels = []
         for split, y in (("train", y_train), ("test", y_test)):
             raw = _tensor(f"{name}: y_{split}", y)
+            if raw.dim() != 1:
+                raise ValueError(
+                    f"{name}: y_{split} must hold one label per sample, shape [sample]; found {raw.dtype} "
+                    f"of shape {tuple(raw.shape)}. One-hot labels become such with .argmax(1), others with "
+                    ".flatten()"
+                )
             if raw.dtype == torch.bool or (raw.is_floating_point() and (raw != raw.floor()).any()):
                 raise ValueError(f"{name}: y_{split} must hold whole numbers, found {raw.dtype}")
             labels.append(raw.long())
         inputs = [
             _tensor(f"{name}: x_{split}", x).float() for split, x in (("train", x_train), ("test", x_test))
         ]
-        classes = int(max(y.max() for y in labels if y.numel())) + 1 if labels[0].numel() else 1
+        classes = int(labels[0].max()) + 1 if labels[0].numel() else 1  # what is to be learned
         return cls(name, inputs[0], labels[0], inputs[1], labels[1], classes)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import hashlib
 import importlib.util
@@ -111,14 +112,15 @@ def build_model(source: Source, dataset: Dataset) -> nn.Module:
         raise ValueError(f"{source.name} must return a torch.nn.Module; it returned {type(model).__name__}")
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError(f"{source.name} returned a model without a parameter to train")
-    return model
+    return copy.deepcopy(model)  # a function that returns the same module twice must not pass on training
 
 
 def _call(source: Source, *offered: Any) -> Any:
     """Calls the user's function, with what is offered if it takes a parameter."""
     function = getattr(_module(source), source.function, None)
     if not callable(function):
-        raise ValueError(f"{source.path} has no function {source.function!r}")
+        there = [name for name, thing in vars(_module(source)).items() if inspect.isfunction(thing)]
+        raise ValueError(f"{source.path} has no function {source.function!r}; it has: {', '.join(there)}")
     takes = [
         parameter
         for parameter in inspect.signature(function).parameters.values()

@@ -94,8 +94,14 @@ def fresh_model(config: RunConfig, dataset: Dataset) -> nn.Module:
     torch.manual_seed(config.seed)
     model = build_model(config.model, dataset)
     model.eval()
-    with torch.no_grad():  # also gives lazy layers their shape
-        output = model(dataset.x_train[:2])
+    try:
+        with torch.no_grad():  # also gives lazy layers their shape
+            output = model(dataset.x_train[:2])
+    except Exception as error:
+        raise ValueError(
+            f"the model {config.model.name} cannot take two samples of {config.data.name}, a tensor of "
+            f"shape {tuple(dataset.x_train[:2].shape)}: {type(error).__name__}: {error}"
+        ) from error
     expected = (len(dataset.x_train[:2]), dataset.classes)
     if not isinstance(output, Tensor) or output.shape != expected:
         found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__

@@ -8,7 +8,7 @@ from bouton.lab.statistics import Difference, Outcome
 _WORDS: dict[tuple[Outcome, Outcome], str] = {
     ("helps", "helps"): "helps: better than plain, and than plain-matched",
     ("helps", "no difference seen"): (
-        "helps over plain, but no difference seen against plain-matched: no better than a larger "
+        "helps over plain, but no difference seen against plain-matched, which only has a larger "
         "learning rate"
     ),
     ("helps", "hurts"): (

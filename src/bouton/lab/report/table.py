@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from bouton.lab.statistics import Difference
+from bouton.lab.statistics import FEWEST_FOR_CLAIM, Difference
 from bouton.lab.summary import TARGET_SHARE, ArmSummary, Summary
 
 MISSING = "-"
@@ -95,13 +95,15 @@ def _notes(summary: Summary, target: str) -> tuple[str, ...]:
         "seeds. Nothing is chosen by the test split.",
         "Against: paired differences in percentage points (same initial weights, same batches), "
         "with 95 % bootstrap intervals of their mean. plain-matched is plain at its learning "
-        "rate times the mean factor of Grapes: what is no better than it is no better than a "
-        "larger learning rate.",
+        "rate times the mean factor of Grapes on the fresh model: what is no better than it may "
+        "only act as a larger learning rate.",
         f"Steps: optimizer steps to the end of the first epoch at {target}, which is "
         f"{TARGET_SHARE:.0%} of plain's mean accuracy; median over the seeds.",
         "Step time: median time of a training step over that of plain with the same seed, "
         "median over the seeds.",
     ]
+    if summary.comparison.seeds < FEWEST_FOR_CLAIM:
+        notes.append(f"With fewer than {FEWEST_FOR_CLAIM} seeds nothing is said to help or to hurt.")
     if summary.missing:
         notes.insert(
             0,
