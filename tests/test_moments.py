@@ -93,3 +93,22 @@ def test_an_optimizer_that_cannot_be_asked_is_refused_and_has_a_way_out():
     with pytest.raises(ValueError, match=r"state Odd gives.*reset_moments=False"):
         bouton.attach(layer, optimizer, [bouton.SpineRemodeling()])
     bouton.attach(layer, optimizer, [bouton.SpineRemodeling(reset_moments=False)])
+
+
+def test_restarted_moments_of_adam_move_as_fast_as_the_docstring_says():
+    layer = nn.Linear(20, 20, bias=False)
+    optimizer = torch.optim.Adam(layer.parameters(), lr=1.0)
+    handle = bouton.attach(layer, optimizer, [bouton.SpineRemodeling(every=10**6)])
+    layer.weight.grad = torch.ones(20, 20)
+    for _ in range(3000):
+        optimizer.step()
+    with torch.no_grad():
+        layer.weight[0, 0] = 0.0  # the one weak synapse
+    handle.remodel()
+    steps = []
+    for _ in range(100):
+        before = layer.weight[0, 0].item()
+        optimizer.step()
+        steps.append(abs(layer.weight[0, 0].item() - before))
+    assert 3.0 < steps[0] < 3.2
+    assert 6.3 < max(steps) < 6.5
