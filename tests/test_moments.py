@@ -13,7 +13,7 @@ EXPECTED = {
     torch.optim.RMSprop: ({"centered": True}, {"square_avg": 0, "grad_avg": 0}),
     torch.optim.Rprop: ({"lr": 0.5}, {"prev": 0, "step_size": 0.5}),
     torch.optim.LBFGS: ({}, {}),
-    torch.optim.Adafactor: ({}, {}),  # its row and column means belong to no entry
+    torch.optim.Adafactor: ({}, {"row_var": None, "col_var": None}),  # these belong to no entry
 }
 
 
@@ -49,6 +49,17 @@ def test_momentum_that_is_turned_on_later_is_reset_too():
     changed = layer.weight != before
     assert changed.any()
     assert torch.equal(optimizer.state[layer.weight]["momentum_buffer"] == 0, changed)
+
+
+def test_factored_moments_stay_also_where_they_have_the_shape_of_the_weight():
+    layer = nn.Linear(1, 30)
+    optimizer = torch.optim.Adafactor(layer.parameters(), lr=0.1)
+    handle = bouton.attach(layer, optimizer, [bouton.SpineRemodeling()])
+    layer.weight.grad = torch.ones(30, 1)
+    optimizer.step()
+    means = {name: optimizer.state[layer.weight][name].clone() for name in ("row_var", "col_var")}
+    handle.remodel()
+    assert all(torch.equal(optimizer.state[layer.weight][name], value) for name, value in means.items())
 
 
 def test_asking_leaves_the_optimizer_alone():

@@ -125,6 +125,28 @@ def test_a_step_that_a_fused_optimizer_skips_changes_nothing():
     assert not torch.equal(before, layer.weight)
 
 
+def test_a_skipped_step_leaves_the_mechanisms_state():
+    layer = nn.Linear(5, 4)
+    optimizer = torch.optim.Adam(layer.parameters(), lr=0.1, fused=True)
+    handle = bouton.attach(layer, optimizer, [bouton.Crystallization()])
+    layer.weight.grad = torch.zeros(4, 5)  # far below the threshold
+    optimizer.grad_scale, optimizer.found_inf = torch.ones(()), torch.ones(())
+    optimizer.step()
+    assert handle.stats()["Crystallization"]["weight"]["min"] == 1
+    optimizer.found_inf = torch.zeros(())
+    optimizer.step()
+    assert handle.stats()["Crystallization"]["weight"]["max"] == pytest.approx(0.6)
+
+
+def test_a_weight_that_another_attachment_holds_through_a_tie_is_refused():
+    model = nn.Sequential(nn.Linear(5, 5), nn.Linear(5, 5))
+    model[1].weight = model[0].weight
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    bouton.attach(model[0], optimizer, [Slow()])
+    with pytest.raises(ValueError, match="weight is attached already, through another layer that shares"):
+        bouton.attach(model[1], optimizer, [bouton.SpineRemodeling()])
+
+
 def replaced(layer):
     layer.weight = nn.Parameter(layer.weight.detach().clone())
 
@@ -142,12 +164,22 @@ def assigned(layer):
         parametrizations.weight_norm,
     ],
 )
-@pytest.mark.parametrize("mechanism", [bouton.PlasticityDiversity(), bouton.SpineRemodeling(every=5)])
+@pytest.mark.parametrize(
+    "mechanism",
+    [
+        bouton.PlasticityDiversity(),
+        bouton.PlasticityDiversity(scope="gradient"),
+        bouton.SpineRemodeling(every=5),
+    ],
+    ids=str,
+)
 def test_a_weight_that_was_replaced_since_attach_is_an_error(change, mechanism):
     layer = nn.Linear(5, 4)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
     handle = bouton.attach(layer, optimizer, [mechanism])
     change(layer)
+    with handle.paused():
+        optimizer.step()
     with pytest.raises(ValueError, match=r"weight is another parameter than at bouton.attach"):
         optimizer.step()
     if mechanism.site == "structure":

@@ -14,7 +14,7 @@ from bouton.claim import Claim
 from bouton.layer import MARK, Mark, Switch, clear_layer, hook_layers, mark_layers
 from bouton.mechanism import Mechanism
 from bouton.plan import Decision, Report, make_plan, make_report
-from bouton.step import StepHook
+from bouton.step import StepHook, check_free
 from bouton.synapse import find_groups
 
 
@@ -60,6 +60,7 @@ def attach(
         raise ValueError(f"model must be a torch.nn.Module, found {type(model).__name__}")
     groups = find_groups(model, readout)
     decisions = make_plan(model, optimizer, groups, mechanisms)
+    check_free(optimizer, [d.group for d in decisions if d.reason is None])
     report = make_report(model, decisions, operator.index(seed))
     return Attachment(optimizer, mechanisms, decisions, report)
 

@@ -69,10 +69,17 @@ class Claim:
         self._check(factor, [synapses.weight.shape[:1]])
         return factor.reshape(-1, *[1] * (-1 - self.layout.output_axis))
 
-    def rate(self, weight: Tensor, gradient: Tensor | None) -> Tensor:
-        """The factor of a rate rule, in the shape of ``weight`` as torch stores it."""
+    def rate(self, weight: Tensor, gradient: Tensor | None, skipped: Tensor | None = None) -> Tensor:
+        """The factor of a rate rule, in the shape of ``weight`` as torch stores it.
+
+        Where ``skipped`` is not zero the step was none, and the mechanism's state stays.
+        """
+        before = dict(self.state)
         synapses = self._synapses(weight, gradient)
         rate = cast(RateRule, self.mechanism).rule(synapses)
+        if skipped is not None:
+            for name, old in before.items():
+                self.state[name] = torch.where(skipped == 0, self.state[name], old)
         shape = synapses.weight.shape
         self._check(rate, [shape[:1], shape])
         if rate.ndim == 1:
@@ -111,7 +118,9 @@ class Claim:
         state, count = self.state, self.stream.count
         self.state = {name: tensor.clone() for name, tensor in state.items()}
         try:
-            factor = cast(RateRule, self.mechanism).rule(self._synapses(weight, weight.grad)).double()
+            # A rule with a state has seen this gradient already, and would go one step further.
+            gradient = None if state else weight.grad
+            factor = cast(RateRule, self.mechanism).rule(self._synapses(weight, gradient)).double()
         finally:
             self.state, self.stream.count = state, count
         numbers = {

@@ -9,8 +9,10 @@ from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
 
-def fresh_moments(optimizer: Optimizer, weight: Tensor) -> dict[str, float]:
+def fresh_moments(optimizer: Optimizer, weight: Tensor) -> dict[str, float | None]:
     """The value that each per-entry state of ``optimizer`` has for a weight that never moved.
+
+    None for state that entries share, such as Adafactor's row and column means.
 
     Not every optimizer starts at zero (Adagrad's sum, Rprop's step size), so the optimizer itself is
     asked: a new one of its kind makes one step on a stand-in for ``weight`` with a zero gradient.
@@ -36,13 +38,15 @@ def fresh_moments(optimizer: Optimizer, weight: Tensor) -> dict[str, float]:
             "turn this off with reset_moments=False"
         ) from error
     return {
-        name: value.flatten()[0].item()
+        name: value.flatten()[0].item() if value.shape == stand_in.shape else None
         for name, value in probe.state[stand_in].items()
-        if isinstance(value, Tensor) and value.shape == stand_in.shape
+        if isinstance(value, Tensor) and value.ndim > 0
     }
 
 
-def reset_moments(optimizer: Optimizer, weight: Tensor, changed: Tensor, fresh: dict[str, float]) -> None:
+def reset_moments(
+    optimizer: Optimizer, weight: Tensor, changed: Tensor, fresh: dict[str, float | None]
+) -> None:
     """Set the state of the ``changed`` entries of ``weight`` to ``fresh``.
 
     State that is shared between entries, such as Adafactor's row and column means, stays: there is no
@@ -67,7 +71,8 @@ def reset_moments(optimizer: Optimizer, weight: Tensor, changed: Tensor, fresh: 
                 f"cannot find out what {name} {type(optimizer).__name__} gives to a fresh weight; turn "
                 "this off with reset_moments=False"
             )
-        value.masked_fill_(changed, fresh[name])
+        if (initial := fresh[name]) is not None:
+            value.masked_fill_(changed, initial)
 
 
 def _accepted(kind: type[Optimizer]) -> set[str]:

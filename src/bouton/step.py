@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from functools import partial, reduce
 from typing import Any
 
@@ -51,7 +52,9 @@ class StepHook:
         """Take all hooks off."""
         for handle in self._handles:
             handle.remove()
-        self._handles = []
+        # what is kept alive, and what a copy would hook again
+        self._handles, self._optimizer, self._claims = [], None, []
+        self._rates, self._gradient_rates, self._structures, self._fresh = {}, {}, {}, {}
 
     def remodel(self) -> None:
         """Run every structure mechanism once, now.
@@ -73,6 +76,9 @@ class StepHook:
         self.__dict__.update(state)
         self._hook()
 
+    def _weights(self) -> dict[SynapseGroup, None]:
+        return dict.fromkeys([*self._rates, *self._gradient_rates, *self._structures])
+
     @torch.no_grad()
     def _before_step(self, optimizer: Optimizer, *arguments: Any) -> None:
         # torch hooks the step of every class: where a subclass calls super().step(), hooks run twice.
@@ -81,9 +87,9 @@ class StepHook:
             self._depth += 1
             return
         self._depth = 1
-        for group in dict.fromkeys([*self._rates, *self._structures]):
-            _check_same_weight(group)
         if self._switch.on:
+            for group in self._weights():
+                _check_same_weight(group)
             self._before = {group: group.weight.clone() for group in self._rates}
 
     @torch.no_grad()
@@ -91,11 +97,13 @@ class StepHook:
         self._depth -= 1
         if self._depth or not self._switch.on:
             return
+        # A fused optimizer under GradScaler is stepped even where it skips, and says so on the device.
+        skipped = getattr(optimizer, "found_inf", None)
         for _, claim in self._claims:
             claim.step += 1
         for group, claims in self._rates.items():
             before, weight = self._before.pop(group), group.weight
-            rates = [claim.rate(before, weight.grad) for claim in claims]
+            rates = [claim.rate(before, weight.grad, skipped) for claim in claims]
             # lerp, not before + rate * (weight - before): where the rate is 1 it keeps the weight's bits
             torch.lerp(before, weight, reduce(torch.mul, rates), out=weight)
         for group, claims in self._structures.items():
@@ -115,7 +123,6 @@ class StepHook:
         if group.frozen:  # since attach
             return
         changed, values = claim.rewire(weight, weight.grad)
-        # A fused optimizer under GradScaler steps even where it skips: then nothing may change here.
         if (skipped := getattr(optimizer, "found_inf", None)) is not None:
             changed = changed & (skipped == 0)
         claim.count(changed)
@@ -124,8 +131,30 @@ class StepHook:
             reset_moments(optimizer, weight, changed, self._fresh[group])
 
 
+def check_free(optimizer: Optimizer | None, groups: Iterable[SynapseGroup]) -> None:
+    """Refuse weights on whose steps another attachment acts, which may hold them through other layers.
+
+    Raises:
+        ValueError: one of the weights is taken.
+    """
+    if optimizer is None:
+        return
+    taken = {
+        group.weight
+        for hook in optimizer._optimizer_step_post_hooks.values()
+        if isinstance(owner := getattr(hook, "__self__", None), StepHook)
+        for group in owner._weights()
+    }
+    for group in groups:
+        if group.weight in taken:
+            raise ValueError(
+                f"{group.name} is attached already, through another layer that shares this weight; give "
+                "all mechanisms to one bouton.attach on a module that holds both"
+            )
+
+
 def _check_same_weight(group: SynapseGroup) -> None:
-    if group.layers[0]._parameters.get(group.parameter) is not group.weight:
+    if any(layer._parameters.get(group.parameter) is not group.weight for layer in group.layers):
         raise ValueError(
             f"{group.name} is another parameter than at bouton.attach (replaced, pruned, parametrised "
             "or loaded with assign=True); detach the handle before, and attach again after"

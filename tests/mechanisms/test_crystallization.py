@@ -50,6 +50,8 @@ def test_rates_fall_step_by_step_and_scale_the_update():
         optimizer.step()
         rates = handle.state_dict()["claims"]["Crystallization/weight"]["tensors"]["rate"]
         torch.testing.assert_close(rates, torch.where(still > 0, 1.0, 0.6**step))
+        # looked at with the gradient still there
+        assert handle.stats()["Crystallization"]["weight"]["min"] == pytest.approx(0.6**step)
         torch.testing.assert_close(layer.weight.detach(), before - 0.1 * rates * layer.weight.grad)
 
 

@@ -54,6 +54,13 @@ def test_normalized_rates_have_mean_one_whatever_the_weights():
     assert rate.flatten()[weight.abs().argmax()] == rate.min()
 
 
+def test_no_stability_is_so_large_that_rates_are_lost():
+    for weight in (torch.full((3, 4), 0.5), torch.randn(3, 4), torch.full((2, 2), 20.0).half()):
+        rate = bouton.VolumePlasticity(stability=400.0, spread=0).rule(Synapses(weight))
+        assert rate.isfinite().all()
+        assert rate.float().mean().item() == pytest.approx(1, rel=1e-3)
+
+
 @pytest.mark.parametrize("wrong", [{"stability": -1}, {"spread": -0.1}, {"base": 0}])
 def test_wrong_arguments_are_named(wrong):
     with pytest.raises(ValueError, match=r"VolumePlasticity\(" + next(iter(wrong))):

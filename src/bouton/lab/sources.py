@@ -112,7 +112,9 @@ def build_model(source: Source, dataset: Dataset) -> nn.Module:
         raise ValueError(f"{source.name} must return a torch.nn.Module; it returned {type(model).__name__}")
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError(f"{source.name} returned a model without a parameter to train")
-    return copy.deepcopy(model)  # a function that returns the same module twice must not pass on training
+    # A function that returns the same module twice must not pass training on from run to run.
+    fresh: nn.Module = _guarded(source, lambda: copy.deepcopy(model))
+    return fresh
 
 
 def _call(source: Source, *offered: Any) -> Any:

@@ -7,7 +7,6 @@ after its last epoch.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import math
 import platform
@@ -115,14 +114,17 @@ def fresh_model(config: RunConfig, dataset: Dataset) -> nn.Module:
 def mean_factor(model: nn.Module, config: RunConfig) -> float:
     """The mean over layers and nodes of the factors that `match_lr_to` has on a fresh model.
 
-    Measured on a copy; 1 where there is nothing to match.
+    1 where there is nothing to match.
+
+    Raises:
+        ValueError: these mechanisms find nothing to act on in this model.
     """
     if not config.match_lr_to:
         return 1.0
-    probe = copy.deepcopy(model)
-    optimizer = OPTIMIZERS[config.optimizer](probe.parameters(), lr=config.lr)
-    handle = bouton.attach(probe, optimizer, _revive(config.match_lr_to), seed=config.seed)
+    optimizer = OPTIMIZERS[config.optimizer](model.parameters(), lr=config.lr)
+    handle = bouton.attach(model, optimizer, _revive(config.match_lr_to), seed=config.seed)
     layers = [layer for mechanism in handle.stats().values() for layer in mechanism.values()]
+    handle.detach()  # exactly: no step was made
     return statistics.fmean(layer["mean"] for layer in layers)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -65,14 +66,21 @@ class VolumePlasticity(Mechanism):
         super().__post_init__()
         for name in ("stability", "spread"):
             value = getattr(self, name)
-            if not isinstance(value, int | float) or not value >= 0:
-                raise ValueError(f"VolumePlasticity({name}={value!r}): use a number from 0")
-        if not isinstance(self.base, int | float) or not self.base > 0:
-            raise ValueError(f"VolumePlasticity(base={self.base!r}): use a number above 0")
+            if not isinstance(value, int | float) or not 0 <= value < math.inf:
+                raise ValueError(f"VolumePlasticity({name}={value!r}): use a finite number from 0")
+        if not isinstance(self.base, int | float) or not 0 < self.base < math.inf:
+            raise ValueError(f"VolumePlasticity(base={self.base!r}): use a finite number above 0")
 
     def rule(self, synapses: Synapses) -> Tensor:
-        rate = volume_rate(synapses.weight, self.stability)
-        rate = rate / rate.mean() if self.normalize else self.base * rate
+        if self.normalize:
+            # the smallest weight's rate is 1 before the mean is taken out, so that no mean is 0
+            size = synapses.weight.abs()
+            volume = size / (size + 1)
+            smallest = volume.amin() if volume.numel() else volume.sum()
+            rate = torch.exp(-self.stability * (volume - smallest))
+            rate = rate / rate.mean()
+        else:
+            rate = self.base * volume_rate(synapses.weight, self.stability)
         if self.spread == 0:
             return rate
         return (rate * (1 + self.spread * synapses.normal())).abs()
