@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 import bouton
 from bouton.mechanism import RandomStream, Synapses
-from bouton.mechanisms.volume_plasticity import volume_rate
 
 DATA = Path(__file__).parent.parent / "data" / "diversity.npz"
 
@@ -30,7 +29,11 @@ def test_agrees_with_the_published_code(case):
 )
 def test_equals_the_oracle(shape, stability, seed):
     weight = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    torch.testing.assert_close(volume_rate(weight, stability), oracles.volume_rate(weight, stability))
+    expected = oracles.volume_rate(weight, stability)
+    absolute = bouton.VolumePlasticity(stability=stability, spread=0, normalize=False, base=0.5)
+    torch.testing.assert_close(absolute.rule(Synapses(weight)), 0.5 * expected)
+    normalized = bouton.VolumePlasticity(stability=stability, spread=0)
+    torch.testing.assert_close(normalized.rule(Synapses(weight)), expected / expected.mean())
 
 
 @pytest.mark.parametrize("normalize", [True, False])

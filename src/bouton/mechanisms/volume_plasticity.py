@@ -11,10 +11,10 @@ from torch import Tensor
 from bouton.mechanism import Mechanism, Synapses, register
 
 
-def volume_rate(weight: Tensor, stability: float) -> Tensor:
-    """``exp(-stability v)`` for the volumes ``v = |w| / (|w| + 1)``, in the shape of ``weight``."""
+def volumes(weight: Tensor) -> Tensor:
+    """The volume ``v = |w| / (|w| + 1)`` of every synapse, in the shape of ``weight``."""
     size = weight.abs()
-    return torch.exp(-stability * size / (size + 1))
+    return size / (size + 1)
 
 
 @register(
@@ -51,8 +51,8 @@ class VolumePlasticity(Mechanism):
         Hofmann et al., Nature Communications 16, 5112 (2025), doi 10.1038/s41467-025-60078-9.
 
     Example:
-        >>> volume_rate(torch.tensor([[0.0, 1.0, -1.0]]), stability=2.0)
-        tensor([[1.0000, 0.3679, 0.3679]])
+        >>> volumes(torch.tensor([[0.0, 1.0, -3.0]]))
+        tensor([[0.0000, 0.5000, 0.7500]])
     """
 
     stability: float = 2.0
@@ -72,15 +72,14 @@ class VolumePlasticity(Mechanism):
             raise ValueError(f"VolumePlasticity(base={self.base!r}): use a finite number above 0")
 
     def rule(self, synapses: Synapses) -> Tensor:
+        volume = volumes(synapses.weight)
         if self.normalize:
             # the smallest weight's rate is 1 before the mean is taken out, so that no mean is 0
-            size = synapses.weight.abs()
-            volume = size / (size + 1)
             smallest = volume.amin() if volume.numel() else volume.sum()
             rate = torch.exp(-self.stability * (volume - smallest))
             rate = rate / rate.mean()
         else:
-            rate = self.base * volume_rate(synapses.weight, self.stability)
+            rate = self.base * torch.exp(-self.stability * volume)
         if self.spread == 0:
             return rate
         return (rate * (1 + self.spread * synapses.normal())).abs()
