@@ -110,7 +110,7 @@ def test_rates_multiply():
     both, product = sgd(model), sgd(other)
     bouton.attach(model, both, [Slow(factor=0.5), bouton.PlasticityDiversity(distribution="gamma")], seed=3)
     drawn = bouton.attach(other, product, [bouton.PlasticityDiversity(distribution="gamma")], seed=3)
-    for state in (claim.state for _, claim in drawn._claims):
+    for state in (claim.states[0] for _, claim in drawn._claims):
         state["rate"] *= 0.5
     for ours, expected in zip(train(model, both), train(other, product), strict=True):
         torch.testing.assert_close(ours, expected)
@@ -184,6 +184,7 @@ def test_report_names_all_that_was_left():
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
+            self.scale = nn.Parameter(torch.ones(2, 6))
             self.embedding = nn.Embedding(7, 6)
             self.attention = nn.MultiheadAttention(6, 2)
             self.frozen = nn.Linear(6, 6).requires_grad_(False)
@@ -197,7 +198,9 @@ def test_report_names_all_that_was_left():
         "attention.out_proj.weight [6x6]  left: torch reads this weight without calling the layer" in report
     )
     assert "head.weight [2x6]  left: the read-out is never modulated" in report
-    assert "embedding.weight (7, 6), attention.in_proj_weight (18, 6) (another layer type" in report
+    assert "attention.in_proj_weight [18x6]  left: attention computes these nodes inside one" in report
+    assert "embedding.weight [7x6]  left: an embedding looks rows up" in report
+    assert "no mechanism reaches: scale (2, 6) (of another layer type" in report
 
 
 def refused(match, model=None, optimizer=..., mechanisms=(), **arguments):
@@ -217,7 +220,7 @@ def test_mistakes_are_refused_with_what_to_do():
         bouton.attach(mlp(), None, bouton.Grapes())
     with pytest.raises(ValueError, match=r"model must be a torch.nn.Module, found list"):
         bouton.attach([mlp()], None, [bouton.Grapes()])
-    refused("bouton looks for Linear.*1 LSTM", nn.LSTM(3, 4), None, [bouton.Grapes()])
+    refused("bouton looks for Linear.*1 LayerNorm", nn.LayerNorm(3), None, [bouton.Grapes()])
     refused(
         r"where='layer.\*'. matches no layer.*has: 0, 2, 4", mechanisms=[bouton.Grapes(where="layer.*")]
     )
@@ -413,7 +416,7 @@ def test_saved_and_loaded_state_are_copies():
     other.load_state_dict(saved)
     assert other.stats() == stats
     for claim in saved["claims"].values():
-        for tensor in (*claim["tensors"].values(), claim.get("changed", torch.zeros(()))):
+        for tensor in (*claim["tensors"][0].values(), claim.get("changed", torch.zeros(()))):
             tensor.zero_()
     assert other.stats() == handle.stats() == stats
 

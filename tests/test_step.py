@@ -214,7 +214,7 @@ def test_gradient_scope_scales_what_accumulates_and_what_autograd_gives():
     plain.load_state_dict(layer.state_dict())
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
     handle = bouton.attach(layer, optimizer, [bouton.PlasticityDiversity(scope="gradient")])
-    rate = handle.state_dict()["claims"]["PlasticityDiversity/weight"]["tensors"]["rate"]
+    rate = handle.state_dict()["claims"]["PlasticityDiversity/weight"]["tensors"][0]["rate"]
     batches = torch.randn(3, 8, 5)
     for x in batches:  # three micro-batches
         layer(x).square().sum().backward()
@@ -258,7 +258,7 @@ def test_state_is_no_view_of_the_weight():
     start = layer.weight.detach().clone()
     backward(layer)
     optimizer.step()
-    assert torch.equal(handle.state_dict()["claims"]["Start/weight"]["tensors"]["start"], start)
+    assert torch.equal(handle.state_dict()["claims"]["Start/weight"]["tensors"][0]["start"], start)
 
 
 def test_rates_of_another_precision_than_the_weights():

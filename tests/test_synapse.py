@@ -49,11 +49,14 @@ class Nested(nn.Module):
 
 def test_nested_shared_tied_and_frozen():
     groups = {group.name: group for group in find_groups(Nested())}
-    assert list(groups) == ["encoder.a.weight", "encoder.b.0.weight", "frozen.weight", "head.weight"]
+    names = ["encoder.a.weight", "encoder.b.0.weight", "frozen.weight", "embedding.weight", "head.weight"]
+    assert list(groups) == names
     assert groups["encoder.a.weight"].aliases == ("encoder.b.1",)
     assert groups["encoder.b.0.weight"].aliases == ("tied",)
-    assert [group.frozen for group in groups.values()] == [False, False, True, False]
-    assert [group.readout for group in groups.values()] == [False, False, False, True]
+    assert [group.frozen for group in groups.values()] == [False, False, True, False, False]
+    assert [group.readout for group in groups.values()] == [False, False, False, False, True]
+    assert [group.depth for group in groups.values()] == [0, 0.25, 0.75, 0, 1]
+    assert [group.lookup for group in groups.values()] == [False, False, False, True, False]
 
 
 def test_the_read_out_can_be_chosen():

@@ -134,7 +134,7 @@ class Attachment:
         found: dict[str, dict[str, dict[str, float]]] = {}
         for group, claim in self._claims:
             own = found.setdefault(type(claim.mechanism).__name__, {})
-            own[group.name] = claim.stats(group.weight)
+            own[group.name] = claim.stats(group.effective(), group.weight.grad, group.beside())
         return found
 
     def detach(self) -> None:

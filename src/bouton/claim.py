@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from bouton.layer_types import Layout
 from bouton.mechanism import (
     ErrorRule,
     Mechanism,
@@ -20,7 +21,7 @@ from bouton.mechanism import (
     Synapses,
     WiringRule,
 )
-from bouton.synapse import Layout, SynapseGroup
+from bouton.synapse import SynapseGroup
 
 
 @dataclass
@@ -35,7 +36,8 @@ class Claim:
     name: str
     layout: Layout
     stream: RandomStream
-    state: dict[str, Tensor] = field(default_factory=dict)
+    depth: float = 0.0
+    states: list[dict[str, Tensor]] = field(default_factory=list)  # one for each block of the weight
     step: int = 0
     events: int = 0
     changed: Tensor | None = None  # structure: synapses changed so far, counted on the weight's device
@@ -51,54 +53,76 @@ class Claim:
         mechanism = copy.copy(mechanism)
         object.__setattr__(mechanism, "where", None)  # may be a lambda, which does not pickle
         stream = RandomStream(seed, f"{type(mechanism).__name__}/{group.name}")
-        claim = cls(mechanism, group.name, group.layout, stream)
-        made = mechanism.prepare(claim._synapses(group.weight))
-        claim.state = {name: tensor.clone() for name, tensor in made.items()}  # no view of the weight
+        claim = cls(mechanism, group.name, group.layout, stream, group.depth)
+        claim.states = [
+            # no view of the weight
+            {name: tensor.clone() for name, tensor in mechanism.prepare(synapses).items()}
+            for synapses in claim._blocks(group.effective(), companions=group.beside())
+        ]
         return claim
 
     def transform(self, weight: Tensor, output: Tensor) -> Tensor:
         """The layer's output after a wiring rule."""
-        transformed = cast(WiringRule, self.mechanism).rule(self._synapses(weight), output)
+        (synapses,) = self._blocks(weight)
+        transformed = cast(WiringRule, self.mechanism).rule(synapses, output)
         self._check(transformed, [output.shape])
         return transformed
 
-    def error_factor(self, weight: Tensor) -> Tensor:
+    def observe(self, weight: Tensor, output: Tensor) -> None:
+        """Show the mechanism a layer's raw output."""
+        for synapses in self._blocks(weight):
+            self.mechanism.observe(synapses, output.detach())
+
+    def error_factor(self, weight: Tensor, companions: Sequence[Tensor] = ()) -> Tensor:
         """The factor of an error rule, shaped to multiply the layer's output."""
-        synapses = self._synapses(weight)
+        (synapses,) = self._blocks(weight, companions=companions)
         factor = cast(ErrorRule, self.mechanism).rule(synapses)
         self._check(factor, [synapses.weight.shape[:1]])
         return factor.reshape(-1, *[1] * (-1 - self.layout.output_axis))
 
-    def rate(self, weight: Tensor, gradient: Tensor | None, skipped: Tensor | None = None) -> Tensor:
+    def rate(
+        self,
+        weight: Tensor,
+        gradient: Tensor | None,
+        companions: Sequence[Tensor] = (),
+        skipped: Tensor | None = None,
+    ) -> Tensor:
         """The factor of a rate rule, in the shape of ``weight`` as torch stores it.
 
         Where ``skipped`` is not zero the step was none, and the mechanism's state stays.
         """
-        before = dict(self.state)
-        synapses = self._synapses(weight, gradient)
-        rate = cast(RateRule, self.mechanism).rule(synapses)
+        before = [dict(state) for state in self.states]
+        rates = []
+        for synapses in self._blocks(weight, gradient, companions):
+            rate = cast(RateRule, self.mechanism).rule(synapses)
+            shape = synapses.weight.shape
+            self._check(rate, [shape[:1], shape])
+            if rate.ndim == 1:
+                rate = rate.reshape(-1, *[1] * (len(shape) - 1)).expand(shape)
+            rates.append(rate.to(weight.dtype))
         if skipped is not None:
-            for name, old in before.items():
-                self.state[name] = torch.where(skipped == 0, self.state[name], old)
-        shape = synapses.weight.shape
-        self._check(rate, [shape[:1], shape])
-        if rate.ndim == 1:
-            rate = rate.reshape(-1, *[1] * (len(shape) - 1)).expand(shape)
-        return self.layout.nodes(rate.to(weight.dtype))
+            for state, old in zip(self.states, before, strict=True):
+                state |= {name: torch.where(skipped == 0, state[name], old[name]) for name in old}
+        return self.layout.join(rates)
 
-    def rewire(self, weight: Tensor, gradient: Tensor | None) -> Rewiring:
+    def rewire(
+        self, weight: Tensor, gradient: Tensor | None, companions: Sequence[Tensor] = ()
+    ) -> Rewiring:
         """The outcome of a structure rule, in the shape of ``weight`` as torch stores it."""
-        synapses = self._synapses(weight, gradient)
-        returned = cast(StructureRule, self.mechanism).rule(synapses)
-        if not isinstance(returned, tuple) or len(returned) != 2:
-            raise ValueError(
-                f"the structure rule of {type(self.mechanism).__name__} returned {type(returned).__name__} "
-                f"for {self.name}; expected two tensors: bouton.Rewiring(changed, values)"
-            )
-        changed, values = returned
-        self._check(changed, [synapses.weight.shape], dtype=torch.bool)
-        self._check(values, [synapses.weight.shape])
-        return Rewiring(self.layout.nodes(changed), self.layout.nodes(values.to(weight.dtype)))
+        changed, values = [], []
+        for synapses in self._blocks(weight, gradient, companions):
+            returned = cast(StructureRule, self.mechanism).rule(synapses)
+            if not isinstance(returned, tuple) or len(returned) != 2:
+                raise ValueError(
+                    f"the structure rule of {type(self.mechanism).__name__} returned "
+                    f"{type(returned).__name__} for {self.name}; expected two tensors: "
+                    "bouton.Rewiring(changed, values)"
+                )
+            self._check(returned[0], [synapses.weight.shape], dtype=torch.bool)
+            self._check(returned[1], [synapses.weight.shape])
+            changed.append(returned[0])
+            values.append(returned[1].to(weight.dtype))
+        return Rewiring(self.layout.join(changed), self.layout.join(values))
 
     def count(self, changed: Tensor) -> None:
         """Add an event that changed these synapses to the turnover, without waiting for the device."""
@@ -106,7 +130,9 @@ class Claim:
         number = changed.sum()
         self.changed = number if self.changed is None else self.changed.to(number.device) + number
 
-    def stats(self, weight: Tensor) -> dict[str, float]:
+    def stats(
+        self, weight: Tensor, gradient: Tensor | None = None, companions: Sequence[Tensor] = ()
+    ) -> dict[str, float]:
         """What this claim does now, as numbers; leaves state and draws as they are."""
         if self.mechanism.site == "structure":
             turned = 0.0 if self.changed is None else float(self.changed)
@@ -115,14 +141,16 @@ class Claim:
             return {**numbers, "steps": float(self.step)}
         if self.mechanism.site == "wiring" or not weight.numel():
             return {}
-        state, count = self.state, self.stream.count
-        self.state = {name: tensor.clone() for name, tensor in state.items()}
+        states, count = self.states, self.stream.count
+        self.states = [{name: tensor.clone() for name, tensor in state.items()} for state in states]
+        # A rule with a state has seen this gradient already, and would go one step further.
+        gradient = None if any(states) else gradient
+        rule = cast(RateRule, self.mechanism).rule
         try:
-            # A rule with a state has seen this gradient already, and would go one step further.
-            gradient = None if state else weight.grad
-            factor = cast(RateRule, self.mechanism).rule(self._synapses(weight, gradient)).double()
+            blocks = self._blocks(weight, gradient, companions)
+            factor = torch.cat([rule(synapses).flatten() for synapses in blocks]).double()
         finally:
-            self.state, self.stream.count = state, count
+            self.states, self.stream.count = states, count
         numbers = {
             "mean": factor.mean().item(),
             "std": factor.std(correction=0).item(),
@@ -134,7 +162,7 @@ class Claim:
     def state_dict(self) -> dict[str, Any]:
         """All that must be kept to go on exactly."""
         changed = {} if self.changed is None else {"changed": self.changed.clone()}
-        tensors = {name: tensor.clone() for name, tensor in self.state.items()}
+        tensors = [{name: tensor.clone() for name, tensor in state.items()} for state in self.states]
         numbers = {"step": self.step, "events": self.events, "draws": self.stream.count}
         return {**numbers, **changed, "tensors": tensors}
 
@@ -142,33 +170,56 @@ class Claim:
         """Refuse what is no state of this claim."""
         if missing := {"step", "events", "draws", "tensors"} - values.keys():
             raise ValueError(f"the state of {self.key} lacks {', '.join(sorted(missing))}")
-        found = {name: tuple(tensor.shape) for name, tensor in values["tensors"].items()}
-        expected = {name: tuple(tensor.shape) for name, tensor in self.state.items()}
+        found, expected = (
+            [{name: tuple(tensor.shape) for name, tensor in state.items()} for state in states]
+            for states in (values["tensors"], self.states)
+        )
         # a rule may have made further tensors since
-        if any(found.get(name) != shape for name, shape in expected.items()):
+        if len(found) != len(expected) or any(f | e != f for f, e in zip(found, expected, strict=True)):
             raise ValueError(
                 f"the state of {self.key} does not fit: it holds {found}, and this model needs {expected}"
             )
 
     def load_state_dict(self, values: dict[str, Any]) -> None:
         """Take over what :meth:`state_dict` gave."""
-        self.state = {name: tensor.clone() for name, tensor in values["tensors"].items()}
+        self.states = [
+            {name: tensor.clone() for name, tensor in state.items()} for state in values["tensors"]
+        ]
         self.step, self.events = values["step"], values["events"]
         self.stream.count = values["draws"]
         self.changed = values["changed"].clone() if "changed" in values else None
 
-    def _synapses(self, weight: Tensor, gradient: Tensor | None = None) -> Synapses:
-        for name, tensor in self.state.items():
-            if tensor.device != weight.device:  # the model was moved since
-                self.state[name] = tensor.to(weight.device)
-        return Synapses(
-            weight=self.layout.nodes(weight.detach()),
-            gradient=None if gradient is None else self.layout.nodes(gradient.detach()),
-            state=self.state,
-            step=self.step,
-            axis=self.layout.output_axis,
-            stream=self.stream,
-        )
+    def _blocks(
+        self, weight: Tensor, gradient: Tensor | None = None, companions: Sequence[Tensor] = ()
+    ) -> list[Synapses]:
+        # Weights change block by block; a layer's output has one node for all of its blocks.
+        view = self.layout.split if self.mechanism.site in ("rate", "structure") else self._units
+        weights = view(weight.detach())
+        gradients = [None] * len(weights) if gradient is None else view(gradient.detach())
+        beside = [view(companion.detach()) for companion in companions]
+        if not self.states:
+            self.states = [{} for _ in weights]
+        for state in self.states:
+            for name, tensor in state.items():
+                if tensor.device != weight.device:  # the model was moved since
+                    state[name] = tensor.to(weight.device)
+        return [
+            Synapses(
+                weight=weights[block],
+                gradient=gradients[block],
+                state=state,
+                step=self.step,
+                axis=self.layout.output_axis,
+                stream=self.stream,
+                companions=tuple(views[block] for views in beside),
+                depth=self.depth,
+                name=self.name,
+            )
+            for block, state in enumerate(self.states)
+        ]
+
+    def _units(self, tensor: Tensor) -> tuple[Tensor]:
+        return (self.layout.units(tensor),)
 
     def _check(
         self, returned: object, expected: list[torch.Size], dtype: torch.dtype | None = None

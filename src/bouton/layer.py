@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from bouton.claim import Claim, Claims, claims_at
+from bouton.claim import Claim, Claims
+from bouton.stored import read_weight
 
 MARK = "_bouton"  # the attribute under which a layer bears its mark
 
@@ -55,7 +56,7 @@ class _Modulate:
 
 @dataclass
 class LayerHook:
-    """Forward hook of one layer: modulates the error at its output, then transforms the output.
+    """Forward hook of one layer: shows its output, modulates the error there, then transforms the output.
 
     The error is modulated at the raw output, before any wiring, because that is where it is the error of
     the node. A hook on the output works with in-place activations and fires once under checkpointing,
@@ -63,41 +64,57 @@ class LayerHook:
     """
 
     parameter: str
+    companions: tuple[str, ...]
+    switch: Switch
+    observers: list[Claim]
     errors: list[Claim]
     wirings: list[Claim]
-    switch: Switch
 
-    def __call__(self, module: nn.Module, inputs: tuple[object, ...], output: Tensor) -> Tensor:
+    def __call__(self, module: nn.Module, inputs: tuple[object, ...], returned: Any) -> Any:
         """Run by torch after the layer's forward."""
         if not self.switch.on:
-            return output
-        weight: Tensor = getattr(module, self.parameter)
-        if output.requires_grad:
+            return returned
+        # An LSTM's cell also returns its memory, which is no output of the node to others.
+        output = returned[0] if isinstance(returned, tuple) else returned
+        weight = read_weight(module, self.parameter)
+        if module.training:
+            for claim in self.observers:
+                claim.observe(weight, output)
+        if output.requires_grad and self.errors:
+            companions = [read_weight(module, name) for name in self.companions]
             for claim in self.errors:
-                factor = claim.error_factor(weight).to(output.dtype)
+                factor = claim.error_factor(weight, companions).to(output.dtype)
                 output.register_hook(_Modulate(factor, self.switch))
+        if not self.wirings:
+            return returned
         for claim in self.wirings:
             output = claim.transform(weight, output)
         return output
 
 
 def hook_layers(claims: Claims, switch: Switch) -> None:
-    """Hook the layers of all claims at the wiring and the error site."""
-    errors, wirings = claims_at(claims, "error"), claims_at(claims, "wiring")
-    for group in dict.fromkeys([*errors, *wirings]):
-        hook = LayerHook(group.parameter, errors.get(group, []), wirings.get(group, []), switch)
-        for layer in dict.fromkeys(group.layers):  # a shared module is listed at each of its paths
-            layer.register_forward_hook(hook)
+    """Hook the layers of all claims that need a layer's output."""
+    for group in dict.fromkeys(group for group, _ in claims):
+        own = [claim for other, claim in claims if other is group]
+        acting = [
+            [claim for claim in own if claim.mechanism.observes],
+            [claim for claim in own if claim.mechanism.site == "error"],
+            [claim for claim in own if claim.mechanism.site == "wiring"],
+        ]
+        if any(acting):
+            hook = LayerHook(group.parameter, group.companions, switch, *acting)
+            for layer in dict.fromkeys(group.layers):  # a shared module is listed at each of its paths
+                layer.register_forward_hook(hook)
 
 
 def mark_layers(claims: Claims, owner: Owner) -> None:
     """Mark the layers of all claims as taken."""
     names: dict[nn.Module, list[str]] = {}
     for group, claim in claims:
-        for layer in dict.fromkeys(group.layers):
+        for layer in group.layers:
             names.setdefault(layer, []).append(type(claim.mechanism).__name__)
     for layer, own in names.items():
-        setattr(layer, MARK, Mark(", ".join(own), owner))
+        setattr(layer, MARK, Mark(", ".join(dict.fromkeys(own)), owner))
 
 
 def clear_layer(layer: nn.Module) -> None:

@@ -53,6 +53,10 @@ class Synapses:
             replace its entries.
         step: optimizer steps since ``attach``; at the rate and structure sites this one is counted.
         axis: the axis of the layer's output that holds the nodes, counted from the end.
+        companions: further weights of the same layer that lead into the same nodes, as the recurrent one
+            of an LSTM does.
+        depth: where the weight stands in the model: 0 for the first, 1 for the last.
+        name: the weight's name in ``model.named_parameters()``.
         stream: where random draws come from.
     """
 
@@ -62,6 +66,9 @@ class Synapses:
     step: int = 0
     axis: int = -1
     stream: RandomStream = field(default_factory=lambda: RandomStream(0, ""))
+    companions: tuple[Tensor, ...] = ()
+    depth: float = 0.0
+    name: str = ""
 
     @property
     def fan_in(self) -> int:
@@ -178,6 +185,9 @@ class Mechanism:
     scope = "update"  # rate site: scale the applied "update", or the "gradient" that the optimizer sees
     every = 1  # structure site: optimizer steps from one call of the rule to the next
     reset_moments = True  # structure site: the optimizer forgets what it knew of changed synapses
+    last = False  # structure site: runs after the others, as a projection must
+    direction = "forward"  # wiring site: transform the "forward" output, or the error on its way "backward"
+    observes = False  # any site: call `observe` after each forward pass in training mode
 
     def serves(self, group: SynapseGroup) -> str | None:
         """None if this mechanism can serve ``group``, otherwise the reason why not."""
@@ -186,6 +196,13 @@ class Mechanism:
     def prepare(self, synapses: Synapses) -> dict[str, Tensor]:
         """The state that the rule needs on this weight, made once by ``attach``."""
         return {}
+
+    def observe(self, synapses: Synapses, output: Tensor) -> None:
+        """See a layer's raw output, detached; for a mechanism that ``observes``.
+
+        It may only update tensors of ``synapses.state``. Under activation checkpointing it sees each output
+        twice.
+        """
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON-able values, and the class's name under ``"name"``.

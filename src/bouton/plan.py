@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from bouton.layer import MARK
+from bouton.layer_types import layer_types
 from bouton.mechanism import SITES, Mechanism
 from bouton.synapse import SynapseGroup, find_others
 
@@ -65,7 +66,9 @@ class Report:
                 lines.append(f"  {'-' if left else '+'} {row.weight} [{shape}]{shared}{left}")
         if self.others:
             others = ", ".join(self.others)
-            lines.append(f"no mechanism reaches: {others} (another layer type, pruned or parametrised)")
+            lines.append(
+                f"no mechanism reaches: {others} (of another layer type, or a part of a computed weight)"
+            )
         lines.append(f"read-out: {', '.join(self.readout) or 'none'}; choose another with readout=")
         return "\n".join([*lines, f"seed {self.seed}"])
 
@@ -155,17 +158,18 @@ def _check_overlaps(taken: Sequence[Decision]) -> None:
                 f"{name} takes {group.name} {count} times; keep one, or give each its own layers "
                 "with where="
             )
-    for site in _EXCLUSIVE:
-        owners: dict[SynapseGroup, str] = {}
-        for decision in taken:
-            if decision.mechanism.site == site:
-                name = type(decision.mechanism).__name__
-                other = owners.setdefault(decision.group, name)
-                if other != name:
-                    raise ValueError(
-                        f"{other} and {name} both act on {decision.group.name} at the {site} site, where "
-                        "their order would matter; give each its own layers with where="
-                    )
+    owners: dict[tuple[SynapseGroup, str, str, bool], str] = {}
+    for decision in taken:
+        mechanism, group = decision.mechanism, decision.group
+        if mechanism.site in _EXCLUSIVE:
+            name = type(mechanism).__name__
+            place = (group, mechanism.site, mechanism.direction, mechanism.last)
+            other = owners.setdefault(place, name)
+            if other != name:
+                raise ValueError(
+                    f"{other} and {name} both act on {group.name} at the {mechanism.site} site, where "
+                    "their order would matter; give each its own layers with where="
+                )
 
 
 def _check_optimizer(taken: Sequence[Decision], optimizer: Optimizer | None) -> None:
@@ -190,10 +194,13 @@ def _check_optimizer(taken: Sequence[Decision], optimizer: Optimizer | None) -> 
 def _reason(mechanism: Mechanism, group: SynapseGroup) -> str | None:
     if not _wanted(mechanism, group):
         return "not chosen by where="
+    if group.lookup and mechanism.where is None:
+        return "an embedding, which where= must name to be taken"
     if group.frozen:
         return "frozen (requires_grad is False)"
-    if mechanism.site in ("wiring", "error") and group.unhookable:
-        return group.unhookable
+    sites = [mechanism.site, *(["error"] if mechanism.observes else [])]  # both need the output
+    if reasons := [group.unreachable[site] for site in sites if site in group.unreachable]:
+        return reasons[0]
     return mechanism.serves(group)
 
 
@@ -228,7 +235,6 @@ def _has(model: nn.Module, groups: Sequence[SynapseGroup]) -> str:
             f"the model has: {', '.join(path or '(the model itself)' for g in groups for path in g.paths)}"
         )
     kinds = Counter(type(module).__name__ for module in model.modules())
-    return (
-        "bouton looks for Linear, Conv1d/2d/3d and ConvTranspose1d/2d/3d, and the model has: "
-        + ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    return f"bouton looks for {', '.join(layer_types())}, and the model has: " + ", ".join(
+        f"{count} {kind}" for kind, count in kinds.items()
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 from functools import partial, reduce
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +16,20 @@ from bouton.claim import Claim, Claims, claims_at
 from bouton.layer import Switch
 from bouton.moments import fresh_moments, reset_moments
 from bouton.synapse import SynapseGroup
+
+
+class _Snapshot(NamedTuple):
+    """A weight before a step: the stored parameter, and what rules see of it."""
+
+    stored: Tensor
+    effective: Tensor
+    companions: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, group: SynapseGroup) -> _Snapshot:
+        stored = group.weight.detach().clone()
+        effective = stored if group.stored == group.parameter else group.effective().clone()
+        return cls(stored, effective, tuple(tensor.clone() for tensor in group.beside()))
 
 
 class StepHook:
@@ -36,7 +50,7 @@ class StepHook:
             if optimizer and any(claim.mechanism.reset_moments for claim in own)
         }
         self._depth = 0  # of step within step
-        self._before: dict[SynapseGroup, Tensor] = {}  # weights before the step that is under way
+        self._before: dict[SynapseGroup, _Snapshot] = {}  # before the step that is under way
         self._handles: list[RemovableHandle] = []
         self._hook()
 
@@ -66,7 +80,7 @@ class StepHook:
             raise ValueError("no structure mechanism is attached; add one, such as SpineRemodeling()")
         for group, claims in self._structures.items():
             _check_same_weight(group)
-            for claim in claims:
+            for claim in _in_order(claims):
                 self._rewire(group, claim)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -90,7 +104,7 @@ class StepHook:
         if self._switch.on:
             for group in self._weights():
                 _check_same_weight(group)
-            self._before = {group: group.weight.clone() for group in self._rates}
+            self._before = {group: _Snapshot.of(group) for group in self._rates}
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, *arguments: Any) -> None:
@@ -103,18 +117,20 @@ class StepHook:
             claim.step += 1
         for group, claims in self._rates.items():
             before, weight = self._before.pop(group), group.weight
-            rates = [claim.rate(before, weight.grad, skipped) for claim in claims]
+            rates = [
+                claim.rate(before.effective, weight.grad, before.companions, skipped) for claim in claims
+            ]
             # lerp, not before + rate * (weight - before): where the rate is 1 it keeps the weight's bits
-            torch.lerp(before, weight, reduce(torch.mul, rates), out=weight)
+            torch.lerp(before.stored, weight, reduce(torch.mul, rates), out=weight)
         for group, claims in self._structures.items():
-            for claim in claims:
+            for claim in _in_order(claims):
                 if claim.step % claim.mechanism.every == 0 and group.weight.grad is not None:
                     self._rewire(group, claim)
 
     def _scale_gradient(self, group: SynapseGroup, gradient: Tensor) -> Tensor:
         if self._switch.on:
             for claim in self._gradient_rates[group]:
-                gradient = gradient * claim.rate(group.weight, gradient)
+                gradient = gradient * claim.rate(group.effective(), gradient, group.beside())
         return gradient
 
     @torch.no_grad()
@@ -122,7 +138,9 @@ class StepHook:
         weight, optimizer = group.weight, self._optimizer
         if group.frozen:  # since attach
             return
-        changed, values = claim.rewire(weight, weight.grad)
+        changed, values = claim.rewire(group.effective(), weight.grad, group.beside())
+        if (spared := group.spared()) is not None:
+            changed = changed & ~spared
         if (skipped := getattr(optimizer, "found_inf", None)) is not None:
             changed = changed & (skipped == 0)
         claim.count(changed)
@@ -154,11 +172,15 @@ def check_free(optimizer: Optimizer | None, groups: Iterable[SynapseGroup]) -> N
 
 
 def _check_same_weight(group: SynapseGroup) -> None:
-    if any(layer._parameters.get(group.parameter) is not group.weight for layer in group.layers):
+    if not group.in_place:
         raise ValueError(
             f"{group.name} is another parameter than at bouton.attach (replaced, pruned, parametrised "
             "or loaded with assign=True); detach the handle before, and attach again after"
         )
+
+
+def _in_order(claims: list[Claim]) -> list[Claim]:
+    return sorted(claims, key=lambda claim: claim.mechanism.last)
 
 
 def _steps_within_step(optimizer: Optimizer) -> bool:

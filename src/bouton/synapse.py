@@ -2,66 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import cast
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+from bouton.layer_types import Layout, Slot, slots
+from bouton.stored import prune_mask, read_weight, stored_name, stored_parameter
 
-
-@dataclass(frozen=True)
-class Layout:
-    """How a weight tensor maps to ``[node, fan-in...]``, and where its layer's output holds the nodes.
-
-    ``transposed`` is 0 for weights that are stored node-major (``[node, fan-in...]``), and the number
-    of groups for transposed convolutions, which store ``[in, node / groups, kernel...]``.
-    ``output_axis`` counts from the end, so that it also holds for inputs without a batch axis.
-    """
-
-    transposed: int
-    output_axis: int
-
-    def nodes(self, tensor: Tensor) -> Tensor:
-        """See a weight-shaped tensor as ``[node, fan-in...]``; its own inverse.
-
-        A view, except for transposed convolutions with several groups, where it is a copy.
-        """
-        if not self.transposed:
-            return tensor
-        # [g * in/g, out/g, k...] -> [g * out/g, in/g, k...], and the same swap leads back
-        blocks: Tensor = tensor.unflatten(0, (self.transposed, -1))
-        return blocks.transpose(1, 2).flatten(0, 1)
+_SHARED_AXES = "{} share this weight and read it along different axes"
+_COMPUTED = "its weight is computed from other parameters, so that no single synapse can be set"
 
 
 @dataclass(frozen=True, eq=False)
 class SynapseGroup:
     """One weight tensor of a model: the synapses that lead into the nodes of one layer.
 
-    ``aliases`` are further paths at which the same weight (shared module or tied weight) is found, and
-    ``layers`` the module at each path. ``elsewhere`` names the same weight in modules of other types, such
-    as a tied embedding. ``unhookable`` is None where a forward hook sees the layer's output, and otherwise
-    says why none can.
+    ``parameter`` is the weight's name in its layer, and ``stored`` that of the parameter which holds it:
+    another one where the weight is pruned or computed at each access. ``aliases`` are further paths at
+    which the same weight (shared module or tied weight) is found, and ``layers`` the module at each path.
+    ``elsewhere`` names the same weight in modules of other types, such as a tied embedding.
+    ``unreachable`` gives the reason for each site that cannot act on this weight. ``companions`` are
+    further weights of the layer that lead into the same nodes, by name. ``lookup`` marks a table whose rows
+    are looked up, such as an embedding. ``depth`` is 0 for the model's first layer and 1 for its last.
     """
 
     path: str
     layers: tuple[nn.Module, ...]
     weight: nn.Parameter
     layout: Layout
+    parameter: str = "weight"
+    stored: str = "weight"
     aliases: tuple[str, ...] = ()
     elsewhere: tuple[str, ...] = ()
     readout: bool = False
-    unhookable: str | None = None
-
-    parameter = "weight"
+    unreachable: Mapping[str, str] = field(default_factory=dict)
+    companions: tuple[str, ...] = ()
+    lookup: bool = False
+    depth: float = 0.0
 
     @property
     def name(self) -> str:
         """The weight's name in ``model.named_parameters()``."""
-        return f"{self.path}.{self.parameter}" if self.path else self.parameter
+        return f"{self.path}.{self.stored}" if self.path else self.stored
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -75,15 +60,44 @@ class SynapseGroup:
 
     @property
     def node_count(self) -> int:
-        """Number of nodes: output features, or output channels."""
+        """Number of nodes: output features, or output channels; of all blocks together."""
         return self.layout.nodes(self.weight.detach()).shape[0]
+
+    @property
+    def in_place(self) -> bool:
+        """True where every layer still holds the weight that was found."""
+        return all(stored_parameter(layer, self.stored) is self.weight for layer in self.layers)
+
+    def effective(self) -> Tensor:
+        """The weight as the forward pass uses it, detached."""
+        if self.stored == self.parameter:
+            return self.weight.detach()
+        return read_weight(self.layers[0], self.parameter)
+
+    def beside(self) -> tuple[Tensor, ...]:
+        """The weights of ``companions``, detached."""
+        return tuple(read_weight(self.layers[0], name) for name in self.companions)
+
+    def spared(self) -> Tensor | None:
+        """Which synapses must stay as they are: those pruned, and an embedding's row for padding."""
+        mask = prune_mask(self.layers[0], self.parameter)
+        if mask is not None:
+            return mask == 0
+        row = getattr(self.layers[0], "padding_idx", None) if self.lookup else None
+        if row is None:
+            return None
+        spared = torch.zeros_like(self.weight, dtype=torch.bool)
+        spared[row] = True
+        return spared
 
 
 def find_groups(model: nn.Module, readout: str | Sequence[str] | None = None) -> tuple[SynapseGroup, ...]:
     """Find the synapse groups of ``model`` in registration order.
 
-    Found are the weights of ``Linear``, ``Conv1d/2d/3d`` and ``ConvTranspose1d/2d/3d``, in arbitrarily
-    nested models; shared modules and tied weights are found once, frozen weights are included.
+    Found are the weights of ``Linear``, ``Bilinear``, ``Conv1d/2d/3d``, ``ConvTranspose1d/2d/3d``, GPT-2's
+    ``Conv1D``, ``MultiheadAttention``, ``RNN``, ``LSTM``, ``GRU`` and their cells, ``Embedding`` and
+    ``EmbeddingBag``, also pruned and parametrised ones, in arbitrarily nested models; shared modules and
+    tied weights are found once, frozen weights are included.
 
     Args:
         model: any module.
@@ -100,32 +114,35 @@ def find_groups(model: nn.Module, readout: str | Sequence[str] | None = None) ->
         >>> [g.name for g in find_groups(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)))]
         ['0.weight', '2.weight']
     """
-    found: dict[nn.Parameter, list[tuple[str, nn.Module]]] = {}
-    seen: dict[nn.Module, str] = {}
+    found: dict[nn.Parameter, list[_Place]] = {}
+    first: dict[nn.Module, str] = {}  # where a layer that may be the read-out stands first
     for path, module in model.named_modules(remove_duplicate=False):
-        # A parametrised or pruned weight is computed at each access, and is no parameter of its own.
-        weight = module._parameters.get(SynapseGroup.parameter) if _layout(module) else None
-        if isinstance(weight, UninitializedParameter):
-            raise ValueError(
-                f"{path or type(module).__name__} is a lazy module without a weight yet; run one "
-                "batch through the model before bouton.attach"
-            )
-        if weight is not None:
-            found.setdefault(weight, []).append((path, module))
-            seen.setdefault(module, path)
+        for slot in slots(module):
+            stored = stored_name(module, slot.parameter)
+            weight = stored_parameter(module, stored) if stored else None
+            if isinstance(weight, UninitializedParameter):
+                raise ValueError(
+                    f"{path or type(module).__name__} is a lazy module without a weight yet; run one "
+                    "batch through the model before bouton.attach"
+                )
+            if stored and weight is not None:
+                found.setdefault(weight, []).append(_Place(path, module, slot, stored))
+                if not slot.lookup:
+                    first.setdefault(module, path)
 
     if readout is None:
-        chosen = list(seen.values())[-1:]
+        chosen = list(first.values())[-1:]
     else:
         chosen = [readout] if isinstance(readout, str) else list(readout)
-    paths = [path for entries in found.values() for path, _ in entries]
+    paths = dict.fromkeys(place.path for places in found.values() for place in places)
     if unknown := [path for path in chosen if path not in paths]:
         known = ", ".join(path or "'' (the model itself)" for path in paths)
         raise ValueError(f"readout={unknown} is no synapse group; the model has: {known}")
     owners: dict[nn.Parameter, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         owners.setdefault(parameter, []).append(name)
-    return tuple(_group(entries, weight, owners[weight], chosen) for weight, entries in found.items())
+    stack = list(dict.fromkeys(first))
+    return tuple(_group(places, weight, owners[weight], chosen, stack) for weight, places in found.items())
 
 
 def find_others(model: nn.Module, groups: Sequence[SynapseGroup]) -> tuple[str, ...]:
@@ -138,38 +155,51 @@ def find_others(model: nn.Module, groups: Sequence[SynapseGroup]) -> tuple[str, 
     )
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Where a weight was found."""
+
+    path: str
+    layer: nn.Module
+    slot: Slot
+    stored: str
+
+
 def _group(
-    entries: list[tuple[str, nn.Module]], weight: nn.Parameter, owners: list[str], readout: list[str]
+    places: list[_Place],
+    weight: nn.Parameter,
+    owners: list[str],
+    readout: list[str],
+    stack: list[nn.Module],
 ) -> SynapseGroup:
-    layouts = {_layout(module): path for path, module in entries}
-    unhookable = None
+    is_readout = any(place.path in readout for place in places)
+    # A table that shares its weight with a layer is named, and the layer is what mechanisms act on.
+    places = [place for place in places if not place.slot.lookup] or places
+    layouts = {place.slot.layout: place.path for place in places}
+    unreachable = {site: reason for place in places for site, reason in place.slot.unreachable.items()}
     if len(layouts) > 1:
-        unhookable = f"{' and '.join(layouts.values())} share this weight and read it along different axes"
-    elif any(_bypassed(module) for _, module in entries):
-        unhookable = "torch reads this weight without calling the layer, so no hook can see its output"
-    paths = [path for path, _ in entries]
+        reason = _SHARED_AXES.format(" and ".join(layouts.values()))
+        unreachable |= {"wiring": reason, "error": reason}
+    first = places[0]
+    if first.stored != first.slot.parameter and prune_mask(first.layer, first.slot.parameter) is None:
+        unreachable["structure"] = _COMPUTED
+    paths = [place.path for place in places]
     return SynapseGroup(
-        path=paths[0],
-        layers=tuple(module for _, module in entries),
+        path=first.path,
+        layers=tuple(place.layer for place in places),
         weight=weight,
-        layout=cast(Layout, _layout(entries[0][1])),
+        layout=first.slot.layout,
+        parameter=first.slot.parameter,
+        stored=first.stored,
         aliases=tuple(paths[1:]),
-        elsewhere=tuple(name for name in owners if name.rpartition(".")[0] not in paths),
-        readout=any(path in readout for path in paths),
-        unhookable=unhookable,
+        elsewhere=tuple(name for name in owners if name not in _names(places)),
+        readout=is_readout,
+        unreachable=unreachable,
+        companions=first.slot.companions,
+        lookup=first.slot.lookup,
+        depth=stack.index(first.layer) / max(len(stack) - 1, 1) if first.layer in stack else 0.0,
     )
 
 
-def _layout(module: nn.Module) -> Layout | None:
-    if isinstance(module, nn.Linear):
-        return Layout(transposed=0, output_axis=-1)
-    if isinstance(module, _CONVOLUTIONS):
-        return Layout(transposed=0, output_axis=-1 - len(module.kernel_size))
-    if isinstance(module, _TRANSPOSED):
-        return Layout(transposed=module.groups, output_axis=-1 - len(module.kernel_size))
-    return None
-
-
-def _bypassed(module: nn.Module) -> bool:
-    # nn.MultiheadAttention hands out_proj's weight to a function and never calls out_proj itself
-    return isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)
+def _names(places: list[_Place]) -> set[str]:
+    return {f"{place.path}.{place.stored}".removeprefix(".") for place in places}

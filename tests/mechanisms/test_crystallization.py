@@ -48,7 +48,7 @@ def test_rates_fall_step_by_step_and_scale_the_update():
         before = layer.weight.detach().clone()
         layer.weight.grad = 0.1 * before.abs().mean() * still
         optimizer.step()
-        rates = handle.state_dict()["claims"]["Crystallization/weight"]["tensors"]["rate"]
+        rates = handle.state_dict()["claims"]["Crystallization/weight"]["tensors"][0]["rate"]
         torch.testing.assert_close(rates, torch.where(still > 0, 1.0, 0.6**step))
         # looked at with the gradient still there
         assert handle.stats()["Crystallization"]["weight"]["min"] == pytest.approx(0.6**step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,14 +13,26 @@ from bouton.mechanism import Mechanism, Synapses, checked_clip, register
 from bouton.synapse import SynapseGroup
 
 
+def sum_of_sizes(weight: Tensor) -> Tensor:
+    """``sum |w|`` over the fan-in of each node, ``[node]``."""
+    return weight.abs().flatten(1).sum(1)
+
+
 def responsibility(
-    weight: Tensor, clip: tuple[float, float] | None = (1.0, 2.0), normalize: bool = False
+    weight: Tensor,
+    clip: tuple[float, float] | None = (1.0, 2.0),
+    normalize: bool = False,
+    companions: Sequence[Tensor] = (),
 ) -> Tensor:
     """Factor ``[node]`` of a weight ``[node, fan-in...]``; see :class:`Grapes`.
 
+    ``companions`` are further weights of the same nodes: a recurrent node sums over its inputs and over its
+    layer's own output.
     A layer whose weights are all zero has no share to tell apart, and gets the factor 1.
     """
-    total = weight.abs().flatten(1).sum(1)  # [node]
+    total = sum_of_sizes(weight)
+    for other in companions:
+        total = total + sum_of_sizes(other)
     largest = total.amax() if len(total) else total.sum()
     factor = torch.where(largest > 0, 2 * total / largest, torch.ones_like(total))
     if clip is not None:
@@ -89,7 +102,9 @@ class Grapes(Mechanism):
         return "error" if self.mode == "propagated" else "rate"
 
     def serves(self, group: SynapseGroup) -> str | None:
+        if group.lookup:
+            return "an embedding's rows are looked up, so that no node has a share"
         return "the read-out is never modulated" if group.readout else None
 
     def rule(self, synapses: Synapses) -> Tensor:
-        return responsibility(synapses.weight, self.clip, self.normalize)
+        return responsibility(synapses.weight, self.clip, self.normalize, synapses.companions)
