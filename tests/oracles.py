@@ -102,3 +102,49 @@ def grapes_gradients(
             gradients[layer] += torch.outer(own, signals[layer]) / len(inputs)
             error = weights[layer].T @ error
     return gradients
+
+
+def feedback_gradients(
+    weights: list[Tensor],
+    feedback: list[Tensor],
+    inputs: Tensor,
+    targets: Tensor,
+    activation: str,
+    kind: str,
+    modulated: bool,
+) -> list[Tensor]:
+    """Gradients of a bias-free net under softmax cross-entropy by fa, dfa or ifa, sample by sample.
+
+    ``feedback[l]`` leads to the input of layer ``l``.
+    """
+    last = len(weights) - 1
+    gradients = [torch.zeros_like(weight) for weight in weights]
+    for x, y in zip(inputs, targets, strict=True):
+        signals, slopes = [x], []
+        for layer, weight in enumerate(weights):
+            total = torch.stack([(row * signals[-1]).sum() for row in weight])
+            signals.append(torch.relu(total) if activation == "relu" else torch.tanh(total))
+            slope = (total > 0).to(total) if activation == "relu" else 1 - signals[-1] ** 2
+            if modulated and layer < last:
+                slope = slope * total.new_tensor(responsibility(weight, (1.0, 2.0), False))
+            slopes.append(slope)
+        output_error = torch.softmax(total, 0)
+        output_error[y] -= 1
+        errors = {last: output_error / len(inputs)}
+        for layer in reversed(range(last)) if kind == "fa" else range(last):
+            if kind == "ifa" and layer > 0:
+                sent = weights[layer] @ errors[layer - 1]
+            else:
+                source = errors[layer + 1] if kind == "fa" else errors[last]
+                sent = feedback[layer + 1].to(source).T @ source
+            errors[layer] = sent * slopes[layer]
+        for layer, error in errors.items():
+            gradients[layer] += torch.outer(error, signals[layer])
+    return gradients
+
+
+def angle(first: Tensor, second: Tensor) -> float:
+    """Angle between two vectors in degrees."""
+    product = sum(a * b for a, b in zip(first.tolist(), second.tolist(), strict=True))
+    lengths = [math.sqrt(sum(a * a for a in vector.tolist())) for vector in (first, second)]
+    return math.degrees(math.acos(max(-1, min(1, product / (lengths[0] * lengths[1])))))

@@ -1,8 +1,10 @@
 """Synaptic mechanisms for any PyTorch model: attach them with one call, see whether they help."""
 
 from bouton.attachment import Attachment, attach, detach
+from bouton.feedback import Passage
 from bouton.mechanism import (
     SITES,
+    BackwardWiringRule,
     ErrorRule,
     Mechanism,
     RateRule,
@@ -15,6 +17,7 @@ from bouton.mechanism import (
 )
 from bouton.mechanisms import (
     Crystallization,
+    FeedbackAlignment,
     Grapes,
     MultiSynapse,
     PlasticityDiversity,
@@ -29,11 +32,14 @@ __version__ = "0.1.0"
 __all__ = [
     "SITES",
     "Attachment",
+    "BackwardWiringRule",
     "Crystallization",
     "ErrorRule",
+    "FeedbackAlignment",
     "Grapes",
     "Mechanism",
     "MultiSynapse",
+    "Passage",
     "PlasticityDiversity",
     "RateRule",
     "Report",

@@ -123,7 +123,8 @@ class Attachment:
         """What each mechanism does at present: mechanism -> weight's name -> numbers.
 
         Error and rate mechanisms: mean, std, min and max of the factor. Structure mechanisms: turnover
-        (share of the synapses that one event replaces, on average), changed and events so far. Rate and
+        (share of the synapses that one event replaces, on average), changed and events so far. Backward
+        wiring: the angle in degrees between the error sent down and the back-propagated one. Rate and
         structure mechanisms also tell the steps that they saw: 0 if another optimizer does the stepping.
         Waits for the device; not for use in every step.
 
@@ -134,7 +135,7 @@ class Attachment:
         found: dict[str, dict[str, dict[str, float]]] = {}
         for group, claim in self._claims:
             own = found.setdefault(type(claim.mechanism).__name__, {})
-            own[group.name] = claim.stats(group.effective(), group.weight.grad, group.beside())
+            own[group.name] = claim.stats(group)
         return found
 
     def detach(self) -> None:

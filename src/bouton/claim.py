@@ -10,8 +10,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from bouton.feedback import Passage, alignment_angle
 from bouton.layer_types import Layout
 from bouton.mechanism import (
+    BackwardWiringRule,
     ErrorRule,
     Mechanism,
     RandomStream,
@@ -41,6 +43,7 @@ class Claim:
     step: int = 0
     events: int = 0
     changed: Tensor | None = None  # structure: synapses changed so far, counted on the weight's device
+    sample: tuple[Tensor, Tensor] | None = None  # backward wiring: errors at the output, and sent down
 
     @property
     def key(self) -> str:
@@ -67,6 +70,13 @@ class Claim:
         transformed = cast(WiringRule, self.mechanism).rule(synapses, output)
         self._check(transformed, [output.shape])
         return transformed
+
+    def send(self, weight: Tensor, passage: Passage) -> Tensor:
+        """The error at the layer's input after a backward wiring rule."""
+        (synapses,) = self._blocks(weight)
+        sent = cast(BackwardWiringRule, self.mechanism).rule(synapses, passage)
+        self._check(sent, [passage.shape])
+        return sent
 
     def observe(self, weight: Tensor, output: Tensor) -> None:
         """Show the mechanism a layer's raw output."""
@@ -130,17 +140,18 @@ class Claim:
         number = changed.sum()
         self.changed = number if self.changed is None else self.changed.to(number.device) + number
 
-    def stats(
-        self, weight: Tensor, gradient: Tensor | None = None, companions: Sequence[Tensor] = ()
-    ) -> dict[str, float]:
+    def stats(self, group: SynapseGroup) -> dict[str, float]:
         """What this claim does now, as numbers; leaves state and draws as they are."""
         if self.mechanism.site == "structure":
             turned = 0.0 if self.changed is None else float(self.changed)
-            share = turned / (self.events * weight.numel()) if turned else 0.0
+            share = turned / (self.events * group.weight.numel()) if turned else 0.0
             numbers = {"turnover": share, "changed": turned, "events": float(self.events)}
             return {**numbers, "steps": float(self.step)}
-        if self.mechanism.site == "wiring" or not weight.numel():
+        if self.mechanism.site == "wiring":
+            return {} if self.sample is None else {"angle": alignment_angle(group, *self.sample)}
+        if not group.weight.numel():
             return {}
+        weight, gradient, companions = group.effective(), group.weight.grad, group.beside()
         states, count = self.states, self.stream.count
         self.states = [{name: tensor.clone() for name, tensor in state.items()} for state in states]
         # A rule with a state has seen this gradient already, and would go one step further.

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from bouton.claim import Claim, Claims
+from bouton.feedback import Gate, Pass
 from bouton.stored import read_weight
 
 MARK = "_bouton"  # the attribute under which a layer bears its mark
@@ -67,6 +68,7 @@ class LayerHook:
     companions: tuple[str, ...]
     switch: Switch
     observers: list[Claim]
+    gates: list[Gate]
     errors: list[Claim]
     wirings: list[Claim]
 
@@ -80,6 +82,8 @@ class LayerHook:
         if module.training:
             for claim in self.observers:
                 claim.observe(weight, output)
+        for gate in self.gates:
+            returned = output = gate.join(module, output)
         if output.requires_grad and self.errors:
             companions = [read_weight(module, name) for name in self.companions]
             for claim in self.errors:
@@ -94,16 +98,23 @@ class LayerHook:
 
 def hook_layers(claims: Claims, switch: Switch) -> None:
     """Hook the layers of all claims that need a layer's output."""
+    shared = Pass()
     for group in dict.fromkeys(group for group, _ in claims):
         own = [claim for other, claim in claims if other is group]
-        acting = [
-            [claim for claim in own if claim.mechanism.observes],
-            [claim for claim in own if claim.mechanism.site == "error"],
-            [claim for claim in own if claim.mechanism.site == "wiring"],
+        observers = [claim for claim in own if claim.mechanism.observes]
+        errors = [claim for claim in own if claim.mechanism.site == "error"]
+        wirings = [claim for claim in own if claim.mechanism.site == "wiring"]
+        forward = [claim for claim in wirings if claim.mechanism.direction == "forward"]
+        gates = [
+            Gate(claim, group.parameter, group.readout, shared, switch)
+            for claim in wirings
+            if claim.mechanism.direction == "backward"
         ]
-        if any(acting):
-            hook = LayerHook(group.parameter, group.companions, switch, *acting)
+        if observers or errors or wirings:
+            hook = LayerHook(group.parameter, group.companions, switch, observers, gates, errors, forward)
             for layer in dict.fromkeys(group.layers):  # a shared module is listed at each of its paths
+                for gate in gates:
+                    layer.register_forward_pre_hook(gate)
                 layer.register_forward_hook(hook)
 
 
@@ -118,7 +129,8 @@ def mark_layers(claims: Claims, owner: Owner) -> None:
 
 
 def clear_layer(layer: nn.Module) -> None:
-    """Take the mark and the hook off a layer."""
-    for key in [k for k, hook in layer._forward_hooks.items() if isinstance(hook, LayerHook)]:
-        del layer._forward_hooks[key]
+    """Take the mark and the hooks off a layer."""
+    for hooks in (layer._forward_pre_hooks, layer._forward_hooks):
+        for key in [key for key, hook in hooks.items() if isinstance(hook, Gate | LayerHook)]:
+            del hooks[key]
     layer.__dict__.pop(MARK, None)

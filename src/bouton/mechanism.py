@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
+from bouton.feedback import Passage
 from bouton.synapse import SynapseGroup
 
 Where = str | Sequence[str] | Callable[[str, nn.Module], bool] | None
@@ -115,6 +116,14 @@ class WiringRule(Protocol):
         ...
 
 
+class BackwardWiringRule(Protocol):
+    """Backward, with ``direction = "backward"``: the error at a layer's input, in the input's shape."""
+
+    def rule(self, synapses: Synapses, passage: Passage) -> Tensor:
+        """The error that is sent down instead of the back-propagated one."""
+        ...
+
+
 class ErrorRule(Protocol):
     """Backward: a factor ``[node]`` for the error at each node; weights, biases and layers below see it."""
 
@@ -187,6 +196,9 @@ class Mechanism:
     reset_moments = True  # structure site: the optimizer forgets what it knew of changed synapses
     last = False  # structure site: runs after the others, as a projection must
     direction = "forward"  # wiring site: transform the "forward" output, or the error on its way "backward"
+    relays = (
+        False  # wiring site, backward: errors of the rule go to the first layer, and forward from there
+    )
     observes = False  # any site: call `observe` after each forward pass in training mode
 
     def serves(self, group: SynapseGroup) -> str | None:
@@ -213,10 +225,10 @@ class Mechanism:
         values: dict[str, Any] = {"name": type(self).__name__}
         for item in dataclasses.fields(self):
             value = getattr(self, item.name)
-            if callable(value):
+            if callable(value) or isinstance(value, Mapping):
                 raise ValueError(
-                    f"{type(self).__name__}.{item.name} is the callable {value!r}, which cannot be "
-                    "written as JSON; use a name or a glob instead"
+                    f"{type(self).__name__}.{item.name} is the {type(value).__name__} {_name_of(value)}, "
+                    "which cannot be written as JSON; use a name or a glob instead"
                 )
             values[item.name] = list(value) if isinstance(value, tuple) else value
         return values

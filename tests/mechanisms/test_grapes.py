@@ -1,18 +1,14 @@
-import functools
-from pathlib import Path
-
-import numpy as np
 import oracles
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from published import GRAPES, layers_of, net, trained
 from torch import nn
 
 import bouton
 from bouton.mechanisms.grapes import responsibility
 
-DATA = Path(__file__).parent.parent / "data" / "grapes.npz"
 SERVED = [
     f"{rule}-{optimizer}-{activation}-{clip}"
     for rule, clips in (("BP", ["un"]), ("BPgrapes", ["un", "ue"]))
@@ -22,49 +18,17 @@ SERVED = [
 ]
 
 
-@functools.cache
-def published():
-    with np.load(DATA) as file:
-        return {key: torch.from_numpy(file[key]) for key in file.files}
-
-
-def layers_of(case, batches):
-    return [published()[f"{case}/w{batches}/{layer}"] for layer in range(3)]
-
-
-def build(weights, activation):
-    layers = []
-    for weight in weights:
-        layers.append(nn.Linear(*reversed(weight.shape), bias=False, dtype=torch.float64))
-        layers[-1].weight.data.copy_(weight)
-        layers.append(nn.ReLU(inplace=True) if activation == "relu" else nn.Tanh())
-    return nn.Sequential(*layers[:-1])
-
-
 def test_every_published_case_is_known():
-    cases = {key.split("/")[0] for key in published()}
+    cases = {key.split("/")[0] for key in GRAPES()}
     assert set(SERVED) == {case for case in cases if case.startswith("BP")}
 
 
 @pytest.mark.parametrize("case", SERVED)
 def test_agrees_with_the_published_code(case):
-    rule, optimizer, activation, clip = case.split("-")
-    batch, rate = published()[f"{case}/meta"].tolist()
-    model = build(layers_of(case, 0), activation)
-    step = {
-        "SGD": lambda p: torch.optim.SGD(p, lr=rate),
-        "mom": lambda p: torch.optim.SGD(p, lr=rate, momentum=0.9),
-        "Adam": lambda p: torch.optim.Adam(p, lr=rate),
-    }[optimizer](model.parameters())
-    if rule == "BPgrapes":
-        bouton.attach(model, step, [bouton.Grapes(clip=(1.0, 2.0) if clip == "un" else None)])
-    x, y = published()[f"{case}/x"], published()[f"{case}/y"]
-    for done in range(4):
-        part = slice(int(done * batch), int((done + 1) * batch))
-        step.zero_grad()
-        nn.functional.cross_entropy(model(x[part]), y[part]).backward()
-        step.step()
-        for layer, expected in zip(model[::2], layers_of(case, done + 1), strict=True):
+    rule, *_, clip = case.split("-")
+    grapes = [bouton.Grapes(clip=(1.0, 2.0) if clip == "un" else None)]
+    for done, model in enumerate(trained(case, grapes if rule == "BPgrapes" else []), 1):
+        for layer, expected in zip(model[::2], layers_of(case, done), strict=True):
             assert (layer.weight - expected).abs().max() < 1e-12
 
 
@@ -86,8 +50,8 @@ def test_factor_equals_the_oracle(shape, clip, normalize, zero, seed):
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
 def test_gradients_equal_the_oracle(mode, activation):
     weights = layers_of("BP-SGD-relu-un", 0)
-    x, y = published()["BP-SGD-relu-un/x"], published()["BP-SGD-relu-un/y"]
-    model = build(weights, activation)
+    x, y = GRAPES()["BP-SGD-relu-un/x"], GRAPES()["BP-SGD-relu-un/y"]
+    model = net(weights, activation)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     bouton.attach(model, optimizer, [bouton.Grapes(mode=mode)])
     nn.functional.cross_entropy(model(x), y).backward()

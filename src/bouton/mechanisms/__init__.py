@@ -1,6 +1,7 @@
 """The mechanisms, one file each: importing this package registers all of them."""
 
 from bouton.mechanisms.crystallization import Crystallization
+from bouton.mechanisms.feedback_alignment import FeedbackAlignment
 from bouton.mechanisms.grapes import Grapes
 from bouton.mechanisms.multi_synapse import MultiSynapse
 from bouton.mechanisms.plasticity_diversity import PlasticityDiversity
@@ -9,6 +10,7 @@ from bouton.mechanisms.volume_plasticity import VolumePlasticity
 
 __all__ = [
     "Crystallization",
+    "FeedbackAlignment",
     "Grapes",
     "MultiSynapse",
     "PlasticityDiversity",

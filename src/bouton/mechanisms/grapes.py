@@ -12,10 +12,7 @@ from torch import Tensor
 from bouton.mechanism import Mechanism, Synapses, checked_clip, register
 from bouton.synapse import SynapseGroup
 
-
-def sum_of_sizes(weight: Tensor) -> Tensor:
-    """``sum |w|`` over the fan-in of each node, ``[node]``."""
-    return weight.abs().flatten(1).sum(1)
+MODES = ("propagated", "local", "presynaptic")
 
 
 def responsibility(
@@ -30,9 +27,24 @@ def responsibility(
     layer's own output.
     A layer whose weights are all zero has no share to tell apart, and gets the factor 1.
     """
-    total = sum_of_sizes(weight)
+    total = _sizes(weight)
     for other in companions:
-        total = total + sum_of_sizes(other)
+        total = total + _sizes(other)
+    return _shares(total, clip, normalize)
+
+
+def presynaptic_responsibility(
+    weight: Tensor, clip: tuple[float, float] | None = (1.0, 2.0), normalize: bool = False
+) -> Tensor:
+    """Factor ``[in]`` of the nodes that a weight ``[node, in, kernel...]`` leads away from."""
+    return _shares(_sizes(weight.transpose(0, 1)), clip, normalize)
+
+
+def _sizes(weight: Tensor) -> Tensor:
+    return weight.abs().flatten(1).sum(1)
+
+
+def _shares(total: Tensor, clip: tuple[float, float] | None, normalize: bool) -> Tensor:
     largest = total.amax() if len(total) else total.sum()
     factor = torch.where(largest > 0, 2 * total / largest, torch.ones_like(total))
     if clip is not None:
@@ -42,8 +54,8 @@ def responsibility(
 
 @register(
     paper="GRAPES (Nat. Commun. 13, 2022)",
-    neutral=({"clip": (1.0, 1.0)}, {"clip": (1.0, 1.0), "mode": "local"}),
-    examples=({}, {"mode": "local"}, {"clip": None, "normalize": True}),
+    neutral=tuple({"clip": (1.0, 1.0), "mode": mode} for mode in MODES),
+    examples=(*({"mode": mode} for mode in MODES), {"clip": None, "normalize": True}),
 )
 @dataclass(frozen=True, kw_only=True)
 class Grapes(Mechanism):
@@ -53,12 +65,17 @@ class Grapes(Mechanism):
 
     For a layer's weight ``[node, fan-in...]`` the factor ``f`` has shape ``[node]``, no unit, and is
     computed from the current weights in every forward pass. It is constant under differentiation. The
-    read-out layer is never modulated.
+    read-out layer is never modulated. A recurrent node's sum is over both of its weights, and that of an
+    LSTM's or GRU's cell, whose error is modulated where its output leaves, over all of its gates.
 
     Args:
         mode: ``"propagated"``: ``f`` multiplies the error at the node, so that the layer's weights, its
-            bias and all layers below see it, and factors compound with depth. ``"local"``: ``f``
-            multiplies only the update of the layer's own weights.
+            bias and all layers below see it, and factors compound with depth, and in a recurrent cell with
+            time. ``"local"``: ``f`` multiplies only the update of the layer's own weights, also in fused
+            recurrent layers and attention. ``"presynaptic"``: the form published for direct feedback
+            alignment; the factor comes from the sums over the nodes that a synapse's input leads to,
+            ``c_i = 2 sum_o |W_oi| / max_i``, and multiplies the gradient of each of them; the first layer
+            is left as it is.
         clip: bounds of ``f``; None leaves it in (0, 2].
         normalize: divide by the mean of ``f`` over the layer (after ``clip``), so that the mean error
             keeps its size.
@@ -87,24 +104,37 @@ class Grapes(Mechanism):
         tensor([2.0000, 1.5000])
     """
 
-    mode: Literal["propagated", "local"] = "propagated"
+    mode: Literal["propagated", "local", "presynaptic"] = "propagated"
     clip: tuple[float, float] | None = (1.0, 2.0)
     normalize: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.mode not in ("propagated", "local"):
-            raise ValueError(f"Grapes(mode={self.mode!r}): use 'propagated' or 'local'")
+        if self.mode not in MODES:
+            raise ValueError(f"Grapes(mode={self.mode!r}): use one of {', '.join(MODES)}")
         object.__setattr__(self, "clip", checked_clip("Grapes", self.clip))
 
     @property
     def site(self) -> str:  # type: ignore[override]
         return "error" if self.mode == "propagated" else "rate"
 
+    @property
+    def scope(self) -> str:  # type: ignore[override]
+        return "gradient" if self.mode == "presynaptic" else "update"
+
     def serves(self, group: SynapseGroup) -> str | None:
+        if self.mode == "presynaptic":
+            if group.depth == 0:
+                return "the presynaptic form leaves the first layer as it is"
+            if getattr(group.layers[0], "groups", 1) > 1:
+                return "a grouped convolution's nodes do not share their inputs"
         if group.lookup:
             return "an embedding's rows are looked up, so that no node has a share"
         return "the read-out is never modulated" if group.readout else None
 
     def rule(self, synapses: Synapses) -> Tensor:
+        if self.mode == "presynaptic":
+            factor = presynaptic_responsibility(synapses.weight, self.clip, self.normalize)
+            kernel = [1] * (synapses.weight.ndim - 2)
+            return factor.reshape(1, -1, *kernel).expand_as(synapses.weight)
         return responsibility(synapses.weight, self.clip, self.normalize, synapses.companions)
