@@ -42,6 +42,61 @@ def remodeled(weight: Tensor, normal: Tensor, uniform: Tensor, d_re: float, publ
     return new
 
 
+def weight_following_rate(weight: Tensor, deviation: Tensor, clip: tuple[float, float]) -> Tensor:
+    """Rates that spread less the larger a weight is, from one deviation per synapse."""
+    mean = sum(abs(w.item()) for w in weight.flatten()) / weight.numel()
+    rate = torch.ones_like(weight)
+    for index in itertools.product(*(range(size) for size in weight.shape)):
+        spread = min(max(2 - abs(weight[index].item()) / mean, 0.5), 1.5) if mean else 1.5
+        rate[index] = min(max(1 + deviation[index].item() * spread, clip[0]), clip[1])
+    return rate
+
+
+def activity_following_rate(outputs: list[Tensor], axis: int, deviation: Tensor) -> Tensor:
+    """Rates that spread less the more often a node's output was beyond 0.01 in size."""
+    counts = [0] * len(deviation)
+    for output in outputs:
+        for index in itertools.product(*(range(size) for size in output.shape)):
+            counts[index[axis]] += abs(output[index].item()) > 0.01
+    mean = sum(counts) / len(counts)
+    rate = torch.ones_like(deviation)
+    for node, count in enumerate(counts):
+        share = count / mean if mean else 1.0
+        rate[node] += deviation[node] * (2 - min(max(1 + 0.1 * (share - 1), 0.8), 1.2))
+    return rate
+
+
+def time_following_rate(
+    rate: Tensor, noises: list[Tensor], steps: int, decay: float, period: int, clip: tuple[float, float]
+) -> Tensor:
+    """Rates after ``steps`` steps, from the first ones and one draw for every ten periods."""
+    rate, noises = rate.clone(), iter(noises)
+    for step in range(1, steps + 1):
+        noise = next(noises) if step % (10 * period) == 0 else torch.zeros_like(rate)
+        for index in itertools.product(*(range(size) for size in rate.shape)):
+            if step % period == 0:
+                later = 1 + (rate[index].item() - 1) * decay + noise[index].item()
+                rate[index] = min(max(later, clip[0]), clip[1])
+    return rate
+
+
+def dale(weight: Tensor, outgoing: bool, excitatory: float | None) -> Tensor:
+    """Weights once every node has one sign."""
+    axis = 1 if outgoing else 0
+    sums = [0.0] * weight.shape[axis]
+    for index in itertools.product(*(range(size) for size in weight.shape)):
+        sums[index[axis]] += weight[index].item() * abs(weight[index].item())
+    positive = [total >= 0 for total in sums]
+    if excitatory is not None:
+        ranked = sorted(range(len(sums)), key=lambda node: -sums[node])
+        positive = [node in ranked[: round(excitatory * len(sums))] for node in range(len(sums))]
+    obeying = weight.clone()
+    for index in itertools.product(*(range(size) for size in weight.shape)):
+        if (weight[index] < 0) == positive[index[axis]]:
+            obeying[index] = 0
+    return obeying
+
+
 def replaced_share(weight: Tensor, d_re: float) -> Tensor:
     """Probability that spine remodeling replaces each entry of ``weight``."""
     largest = max(abs(w.item()) for w in weight.flatten())

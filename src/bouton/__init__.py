@@ -17,6 +17,7 @@ from bouton.mechanism import (
 )
 from bouton.mechanisms import (
     Crystallization,
+    DalePrinciple,
     FeedbackAlignment,
     Grapes,
     MultiSynapse,
@@ -34,6 +35,7 @@ __all__ = [
     "Attachment",
     "BackwardWiringRule",
     "Crystallization",
+    "DalePrinciple",
     "ErrorRule",
     "FeedbackAlignment",
     "Grapes",

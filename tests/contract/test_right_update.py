@@ -21,11 +21,15 @@ del OPTIMIZERS["Optimizer"], OPTIMIZERS["SparseAdam"]  # the base, and the one f
 
 
 def updates(make, kind, mechanism, seed):
-    """Weights before and after one step, and the groups they belong to."""
+    """Weights before and after one step, the groups they belong to, and what their layers gave out."""
     torch.manual_seed(seed)
     model, x = make()
     # Muon takes matrices only, and weights are what rates act on
-    weights = [group.weight for group in find_groups(model)]
+    groups = find_groups(model)
+    weights = [group.weight for group in groups]
+    outputs = [[] for _ in groups]
+    for group, seen in zip(groups, outputs, strict=True):
+        group.layers[0].register_forward_hook(lambda *call, seen=seen: seen.append(call[-1].detach()))
     optimizer = kind(weights, lr=0.1)
     if mechanism:
         bouton.attach(model, optimizer, [mechanism], seed=seed)
@@ -38,19 +42,22 @@ def updates(make, kind, mechanism, seed):
         return loss
 
     optimizer.step(closure)
-    return before, [weight.detach() for weight in weights], find_groups(model)
+    return before, [weight.detach() for weight in weights], groups, outputs
 
 
 def check(make, kind, mechanism, seed):
-    before, plain, _ = updates(make, kind, None, seed)
-    _, attached, groups = updates(make, kind, mechanism, seed)
-    for old, new, scaled, group in zip(before, plain, attached, groups, strict=True):
+    before, plain, _, _ = updates(make, kind, None, seed)
+    _, *rest = updates(make, kind, mechanism, seed)
+    for old, new, scaled, group, outputs in zip(before, plain, *rest, strict=True):
         rate = torch.ones_like(old)
         if mechanism.serves(group) is None:
             stream = RandomStream(seed, f"{type(mechanism).__name__}/{group.name}")
             gradient = group.layout.nodes(group.weight.grad)
-            synapses = Synapses(group.layout.nodes(old), gradient, stream=stream)
+            axis, depth = group.layout.output_axis, group.depth
+            synapses = Synapses(group.layout.nodes(old), gradient, axis=axis, stream=stream, depth=depth)
             synapses.state.update(mechanism.prepare(synapses))
+            for output in outputs:
+                mechanism.observe(synapses, output)
             rate = mechanism.rule(synapses)
             rate = rate.reshape(-1, *[1] * (old.ndim - 1)) if rate.ndim == 1 else rate
             rate = group.layout.nodes(rate.expand(synapses.weight.shape))

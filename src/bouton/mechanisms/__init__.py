@@ -1,6 +1,7 @@
 """The mechanisms, one file each: importing this package registers all of them."""
 
 from bouton.mechanisms.crystallization import Crystallization
+from bouton.mechanisms.dale_principle import DalePrinciple
 from bouton.mechanisms.feedback_alignment import FeedbackAlignment
 from bouton.mechanisms.grapes import Grapes
 from bouton.mechanisms.multi_synapse import MultiSynapse
@@ -10,6 +11,7 @@ from bouton.mechanisms.volume_plasticity import VolumePlasticity
 
 __all__ = [
     "Crystallization",
+    "DalePrinciple",
     "FeedbackAlignment",
     "Grapes",
     "MultiSynapse",
