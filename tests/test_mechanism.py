@@ -37,13 +37,7 @@ def test_callables_cannot_become_json():
 
 
 def test_unknown_names_and_fields_are_named():
-<<<<<<< HEAD
     with pytest.raises(ValueError, match="no mechanism is called 'Grape'; there are: Crystallization, "):
-=======
-    with pytest.raises(
-        ValueError, match="no mechanism is called 'Grape'; there are: Crystallization, DalePrinciple"
-    ):
->>>>>>> abc56f2 (Rates that follow depth, weight, time and activity; Dale's principle)
         Mechanism.from_dict({"name": "Grape"})
     with pytest.raises(ValueError, match=r"Grapes has no field \['cut'\]; its fields are: where, mode"):
         Mechanism.from_dict({"name": "Grapes", "cut": 1})
