@@ -4,65 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from nets import CLASSES, NETS
 from torch import nn
 
 import bouton
-
-CLASSES = 4
-
-
-class Block(nn.Module):
-    def __init__(self, channels):
-        super().__init__()
-        self.first = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.norm = nn.BatchNorm2d(channels)
-        self.second = nn.Conv2d(channels, channels, 3, padding=1, groups=2)
-
-    def forward(self, x):
-        hidden = nn.functional.relu(self.norm(self.first(x)), inplace=True)
-        return nn.functional.relu(self.second(hidden) + x, inplace=True)
-
-
-class ResidualNet(nn.Module):
-    """In-place activations, batch norm, grouped and transposed convolutions."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(inplace=True))
-        self.blocks = nn.Sequential(Block(8), Block(8))
-        self.up = nn.ConvTranspose2d(8, 8, 2, groups=2)
-        self.head = nn.Linear(8, CLASSES)
-
-    def forward(self, x):
-        x = nn.functional.leaky_relu_(self.up(self.blocks(self.stem(x.reshape(-1, 1, 6, 6)))))
-        return self.head(x.mean((2, 3)))
-
-
-class TiedNet(nn.Module):
-    """A frozen layer, a module used twice, and a weight tied between two modules."""
-
-    def __init__(self):
-        super().__init__()
-        self.first = nn.Linear(36, 8)
-        self.frozen = nn.Linear(8, 8).requires_grad_(False)
-        self.shared = nn.Linear(8, 8)
-        self.left, self.right = nn.Linear(8, 8), nn.Linear(8, 8)
-        self.right.weight = self.left.weight
-        self.head = nn.Linear(8, CLASSES)
-
-    def forward(self, x):
-        x = torch.tanh(self.frozen(torch.tanh(self.first(x))))
-        x = torch.tanh(self.shared(torch.tanh(self.shared(x))))
-        return self.head(torch.tanh(self.right(torch.tanh(self.left(x)))))
-
-
-def mlp():
-    return nn.Sequential(
-        nn.Linear(36, 16), nn.ReLU(inplace=True), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, CLASSES)
-    )
-
-
-MODELS = {"mlp": mlp, "residual": ResidualNet, "tied": TiedNet}
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=0.01),
@@ -81,7 +26,14 @@ NEUTRAL, EXAMPLES = (
     for kind in ("neutral", "examples")
 )
 
-over_models = pytest.mark.parametrize("model_name", MODELS)
+over_models = pytest.mark.parametrize("model_name", NETS)
+over_pairs = pytest.mark.parametrize(
+    ("model_name", "optimizer_name"),
+    [
+        *((net, optimizer) for net in ("mlp", "residual", "tied") for optimizer in OPTIMIZERS),
+        *((net, optimizer) for net in list(NETS)[3:] for optimizer in ("sgd", "adamw")),
+    ],
+)
 over_optimizers = pytest.mark.parametrize("optimizer_name", OPTIMIZERS)
 over_neutral = pytest.mark.parametrize("mechanism", NEUTRAL.values(), ids=NEUTRAL)
 over_examples = pytest.mark.parametrize("mechanism", EXAMPLES.values(), ids=EXAMPLES)
@@ -91,7 +43,7 @@ def build(model_name, optimizer_name="sgd"):
     """The same fresh model and optimizer at every call; global randomness is left as it was."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = MODELS[model_name]()
+        model = NETS[model_name]()
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return model, OPTIMIZERS[optimizer_name](parameters)
 
