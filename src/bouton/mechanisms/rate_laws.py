@@ -114,7 +114,7 @@ def _follow_weight(synapses: Synapses, settings: Settings) -> Tensor:
         return size
     mean = size.mean().clamp_min(torch.finfo(size.dtype).tiny)  # 0 where all weights are 0
     # in place, and with the sign where it costs no pass of its own: 2 - |w| / mean, bounded
-    factor = size.mul_(-1 / mean).clamp_(-1.5, -0.5).add_(2)
+    factor = size.div_(-mean).clamp_(-1.5, -0.5).add_(2)
     return _clipped(factor.mul_(synapses.state["deviation"]).add_(1), settings)
 
 
