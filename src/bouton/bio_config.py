@@ -139,7 +139,9 @@ def _as_mapping(config: Mapping[str, Any] | NamedConfig) -> dict[str, Any]:
     if isinstance(config, Mapping):
         return dict(config)
     if not hasattr(config, "_asdict"):
-        raise ValueError(f"config is a {type(config).__name__}; pass a BioConfig, or a mapping of its keys")
+        raise ValueError(
+            f"config is of type {type(config).__name__}; pass a BioConfig, or a mapping of its keys"
+        )
     return config._asdict()
 
 
