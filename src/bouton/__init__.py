@@ -1,6 +1,7 @@
 """Synaptic mechanisms for any PyTorch model: attach them with one call, see whether they help."""
 
 from bouton.attachment import Attachment, attach, detach
+from bouton.bio_config import from_bio_config
 from bouton.feedback import Passage
 from bouton.mechanism import (
     SITES,
@@ -55,6 +56,7 @@ __all__ = [
     "attach",
     "detach",
     "find_groups",
+    "from_bio_config",
     "register",
     "registry",
 ]

@@ -9,6 +9,7 @@ from torch import nn
 
 import bouton
 from bouton.mechanism import RandomStream, Synapses
+from bouton.mechanisms.dale_principle import nearest_signs
 
 SIGNS = ("outgoing", "incoming")
 AXIS = {"outgoing": 1, "incoming": 0}
@@ -41,6 +42,10 @@ def test_projection_equals_the_oracle(shape, signs, excitatory, seed):
     expected = oracles.dale(weight, signs == "outgoing", excitatory)
     assert torch.equal(torch.where(changed, values, weight), expected)
     assert torch.equal(changed, expected != weight)
+
+
+def test_nodes_without_a_side_of_their_own_excite():
+    assert nearest_signs(torch.tensor([[1.0, -1.0], [0.0, 0.0], [1.0, -2.0]])).tolist() == [1, 1, -1]
 
 
 @given(shape=st.tuples(st.integers(1, 3), st.integers(1, 3)), seed=st.integers(0, 99))

@@ -129,7 +129,7 @@ def test_large_weights_spread_a_third_as_much_as_small_ones_and_rates_follow_the
     shape=st.tuples(st.integers(1, 3), st.integers(1, 3)),
     steps=st.integers(1, 45),
     period=st.integers(1, 3),
-    clip=st.sampled_from([(0.0, 9.0), (0.95, 1.1)]),
+    clip=st.sampled_from([(0.0, 9.0), (0.99, 1.02)]),
     seed=st.integers(0, 9),
 )
 def test_rates_over_time_equal_the_oracle(shape, steps, period, clip, seed):
@@ -239,8 +239,8 @@ LAYERS = {
 }
 
 
+@pytest.mark.parametrize("kind", LAYERS)
 @given(
-    kind=st.sampled_from(sorted(LAYERS)),
     inputs=st.integers(1, 4),
     nodes=st.integers(1, 4),
     passes=st.integers(0, 3),

@@ -57,6 +57,7 @@ class DalePrinciple(Mechanism):
     again only towards its node's side. The signs ``s`` are chosen at ``attach`` from the weights as they
     are then, so that as little as possible is lost; ``attach`` itself changes no weight. The first step, or
     ``handle.remodel()`` before it, sets all weights of the wrong sign to 0. The read-out is left as it is.
+    Signs belong to a weight: a node that feeds several layers has one in each.
 
     Args:
         signs: ``"outgoing"``: one sign per presynaptic node, which is a column of a weight matrix, or an

@@ -114,7 +114,7 @@ def _follow_weight(synapses: Synapses, settings: Settings) -> Tensor:
         return size
     mean = size.mean().clamp_min(torch.finfo(size.dtype).tiny)  # 0 where all weights are 0
     # in place, and with the sign where it costs no pass of its own: 2 - |w| / mean, bounded
-    factor = size.mul_(-1 / mean).clamp_(-1.5, -0.5).add_(2)
+    factor = size.div_(-mean).clamp_(-1.5, -0.5).add_(2)
     return _clipped(factor.mul_(synapses.state["deviation"]).add_(1), settings)
 
 
@@ -131,10 +131,10 @@ def _count_active(synapses: Synapses, output: Tensor) -> None:
 
 def _follow_activity(synapses: Synapses, settings: Settings) -> Tensor:
     deviation, active = synapses.state["deviation"], synapses.state["active"].to(torch.float32)
-    mean = active.mean()
-    share = torch.where(mean > 0, active / mean, 1.0)  # nothing observed yet: all nodes are alike
-    factor = 2 - (1 + 0.1 * (share - 1)).clamp(0.8, 1.2)
-    factor = factor.to(deviation.dtype).reshape(-1, *[1] * (deviation.ndim - 1))
+    share = (active / active.mean()).nan_to_num_(1.0)  # nothing observed yet: all nodes are alike
+    # 2 - clip(1 + 0.1 (n - 1), 0.8, 1.2), of which no share can reach the lower bound
+    factor = share.mul_(-0.1).add_(1.1).clamp_min_(0.8).to(deviation.dtype)
+    factor = factor.reshape(-1, *[1] * (deviation.ndim - 1))
     return _clipped((deviation * factor).add_(1), settings)
 
 
