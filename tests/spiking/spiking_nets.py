@@ -7,7 +7,7 @@ import torch
 from snntorch import surrogate
 from torch import nn
 
-TIME, BATCH, INPUTS, CLASSES = 4, 8, 36, 4
+TIME, BATCH, INPUTS, CLASSES = 3, 8, 36, 4
 
 
 class LeakyNet(nn.Module):
@@ -37,22 +37,25 @@ class LeakyNet(nn.Module):
 
 
 class RecurrentNet(nn.Module):
-    """RLeaky in the hidden or in the last layer."""
+    """RLeaky in the first and in the last layer."""
 
-    def __init__(self, hidden, last):
+    def __init__(self, first, last):
         super().__init__()
         self.fc1 = nn.Linear(INPUTS, 16)
-        self.lif1 = snn.RLeaky(beta=0.9, threshold=0.4, **hidden)
-        self.fc2 = nn.Linear(16, CLASSES)
-        self.lif2 = snn.RLeaky(beta=0.9, threshold=0.4, **last)
+        self.lif1 = snn.RLeaky(beta=0.9, threshold=0.4, **first)
+        self.fc2 = nn.Linear(16, 8)
+        self.lif2 = snn.Leaky(beta=0.9, threshold=0.4)
+        self.fc3 = nn.Linear(8, CLASSES)
+        self.lif3 = snn.RLeaky(beta=0.9, threshold=0.4, **last)
 
     def forward(self, x):
-        (spk1, mem1), (spk2, mem2) = self.lif1.reset_mem(), self.lif2.reset_mem()
+        (spk1, mem1), mem2, (spk3, mem3) = (lif.reset_mem() for lif in (self.lif1, self.lif2, self.lif3))
         total = 0
         for now in x:
             spk1, mem1 = self.lif1(self.fc1(now), spk1, mem1)
-            spk2, mem2 = self.lif2(self.fc2(spk1), spk2, mem2)
-            total = total + mem2
+            spk2, mem2 = self.lif2(self.fc2(spk1), mem2)
+            spk3, mem3 = self.lif3(self.fc3(spk2), spk3, mem3)
+            total = total + mem3
         return total
 
 
@@ -63,16 +66,21 @@ class SynapticNet(nn.Module):
         super().__init__()
         self.fc1 = nn.Linear(INPUTS, 16)
         self.lif1 = snn.Synaptic(alpha=0.8, beta=0.9, threshold=0.6)
-        self.fc2 = nn.Linear(16, CLASSES)
+        self.fc2 = nn.Linear(16, 8)
         self.lif2 = snn.Synaptic(alpha=0.8, beta=0.9, threshold=0.6)
+        self.fc3 = nn.Linear(8, CLASSES)
+        self.lif3 = snn.Synaptic(alpha=0.8, beta=0.9, threshold=0.6)
 
     def forward(self, x):
-        (syn1, mem1), (syn2, mem2) = self.lif1.reset_mem(), self.lif2.reset_mem()
+        syn1, mem1 = self.lif1.reset_mem()
+        syn2, mem2 = self.lif2.reset_mem()
+        syn3, mem3 = self.lif3.reset_mem()
         total = 0
         for now in x:
             spk1, syn1, mem1 = self.lif1(self.fc1(now), syn1, mem1)
-            _, syn2, mem2 = self.lif2(self.fc2(spk1), syn2, mem2)
-            total = total + mem2
+            spk2, syn2, mem2 = self.lif2(self.fc2(spk1), syn2, mem2)
+            _, syn3, mem3 = self.lif3(self.fc3(spk2), syn3, mem3)
+            total = total + mem3
         return total
 
 
@@ -105,7 +113,9 @@ def sequential():
     return nn.Sequential(
         nn.Linear(INPUTS, 16),
         snn.Leaky(beta=0.9, threshold=0.4, init_hidden=True),
-        nn.Linear(16, CLASSES),
+        nn.Linear(16, 8),
+        snn.Leaky(beta=0.9, threshold=0.4, init_hidden=True),
+        nn.Linear(8, CLASSES),
         snn.Leaky(beta=0.9, threshold=0.4, init_hidden=True, output=True),
     )
 
@@ -122,7 +132,7 @@ NETS = {
     "convolutional": ConvNet,
     "sequential": sequential,
 }
-READOUTS = {"recurrent-readout": ["fc2", "lif2.recurrent"]}
+READOUTS = {"recurrent-readout": ["fc3", "lif3.recurrent"]}
 
 OPTIMIZERS = {
     "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9),
