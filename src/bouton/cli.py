@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from bouton.lab.summary import Summary
 
 LAB_PACKAGES = {
-    "jinja2", "markupsafe", "mnist1d", "numpy", "plotly", "rich", "scipy", "sklearn", "tyro",
+    "jinja2", "markupsafe", "mnist1d", "numpy", "plotly", "rich", "scipy", "sklearn", "snntorch", "tyro",
 }  # fmt: skip
 
 
@@ -70,6 +70,7 @@ def _dispatch(typed: list[str]) -> int:
         data: str = "mnist1d",
         model: str = "mlp",
         mechanisms: tuple[str, ...] = (),
+        samples: int | None = None,
         seeds: int = 5,
         epochs: int = 10,
         batch_size: int = 64,
@@ -81,11 +82,16 @@ def _dispatch(typed: list[str]) -> int:
         """Compare mechanisms on data and a model of your choice.
 
         Args:
-            data: mnist1d, digits, fashion-mnist, or file.py:make_data (a function that returns
+            data: mnist1d, digits, fashion-mnist, sequential-fashion-mnist (rows as time steps),
+                rate-coded-fashion-mnist (spikes), or file.py:make_data (a function that returns
                 x_train, y_train, x_test, y_test).
-            model: mlp, cnn, or file.py:make_model (a function that returns a torch.nn.Module).
+            model: mlp, cnn, resnet9, rnn, lstm, transformer, snn (spiking), or file.py:make_model (a
+                function that returns a torch.nn.Module).
             mechanisms: one or more, such as Grapes 'Grapes(mode="local")'
-                'Grapes()+MultiSynapse(gamma=2)'; left out: every mechanism.
+                'Grapes()+MultiSynapse(gamma=2)'; left out: every mechanism that can act on the
+                model, and the others are named with the reason.
+            samples: number of training samples, taken in a fixed order in which the classes are
+                mixed; left out: all. The test split stays whole.
             seeds: number of paired seeds.
             epochs: how often the training split is seen.
             batch_size: samples per step.
@@ -100,6 +106,7 @@ def _dispatch(typed: list[str]) -> int:
             data=data,
             model=model,
             mechanisms=mechanisms,
+            samples=samples,
             seeds=seeds,
             epochs=epochs,
             batch_size=batch_size,

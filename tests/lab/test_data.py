@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from bouton.lab import fashion_mnist
-from bouton.lab.data import DATASETS, Dataset, mnist1d
+from bouton.lab.data import DATASETS, mnist1d
+from bouton.lab.dataset import Dataset
 
 
 @pytest.mark.parametrize("name", ["mnist1d", "digits"])

@@ -10,7 +10,9 @@ import bouton
 from bouton.lab import data as lab_data
 from bouton.lab import training
 from bouton.lab.arms import arms_of
+from bouton.lab.dataset import Dataset
 from bouton.lab.models import cnn, mlp
+from bouton.lab.setup import OPTIMIZERS
 from bouton.lab.sources import load_data
 
 
@@ -89,7 +91,7 @@ def test_divergence_is_a_result(small):
     assert "not finite in epoch" in result.error
 
 
-@pytest.mark.parametrize("optimizer", training.OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_each_optimizer_learns(small, optimizer):
     comparison = dataclasses.replace(small, optimizer=optimizer, lr=0.01, epochs=3)
     epochs = training.train(comparison.config(small.arms[0], 0)).epochs
@@ -107,7 +109,7 @@ def test_both_models_fit_each_data_set(name):
 def test_cnn_refuses_flat_samples():
     x, y = torch.zeros(2, 5), torch.tensor([0, 1])
     with pytest.raises(ValueError, match="--model mlp"):
-        cnn(lab_data.Dataset.of("flat", x, y, x, y))
+        cnn(Dataset.of("flat", x, y, x, y))
 
 
 def test_stats_of_the_mechanisms_are_kept(small):

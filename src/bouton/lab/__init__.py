@@ -12,7 +12,7 @@ Example:
 """
 
 from bouton.lab.comparison import Comparison, read_comparison
-from bouton.lab.data import Dataset
+from bouton.lab.dataset import Dataset
 from bouton.lab.experiments import carry_out, define, demo, rebuild
 from bouton.lab.summary import ArmSummary, Summary
 

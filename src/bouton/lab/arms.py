@@ -25,12 +25,15 @@ class Arm:
         match_lr_to: mechanisms whose mean factor multiplies the learning rate.
         control: "plain" is the reference; "matched" is plain at a matched learning rate; None is
             an arm in question.
+        optional: left out, and named with the reason, where the model does not allow it; an arm that
+            is not optional fails there.
     """
 
     name: str
     mechanisms: tuple[dict[str, Any], ...] = ()
     match_lr_to: tuple[dict[str, Any], ...] = ()
     control: Control = None
+    optional: bool = False
 
 
 def controls() -> list[Arm]:
@@ -43,7 +46,7 @@ def controls() -> list[Arm]:
     matched = (bouton.Grapes().to_dict(),)
     return [
         Arm(name="plain", control="plain"),
-        Arm(name="plain-matched", control="matched", match_lr_to=matched),
+        Arm(name="plain-matched", control="matched", match_lr_to=matched, optional=True),
     ]
 
 
@@ -51,7 +54,8 @@ def arms_of(mechanisms: Sequence[str]) -> list[Arm]:
     """The controls and one arm for each text.
 
     Args:
-        mechanisms: texts as `parse_mechanisms` reads them; empty: every registered mechanism.
+        mechanisms: texts as `parse_mechanisms` reads them; empty: every registered mechanism, each
+            of them optional.
 
     Raises:
         ValueError: if a text cannot be read, or two mean the same.
@@ -66,7 +70,8 @@ def arms_of(mechanisms: Sequence[str]) -> list[Arm]:
         name = " + ".join(describe(mechanism) for mechanism in together)
         if any(arm.name == name for arm in arms):
             raise ValueError(f"the arm {name} is there twice: leave one out")
-        arms.append(Arm(name=name, mechanisms=tuple(m.to_dict() for m in together)))
+        dictionaries = tuple(mechanism.to_dict() for mechanism in together)
+        arms.append(Arm(name=name, mechanisms=dictionaries, optional=not mechanisms))
     return arms
 
 

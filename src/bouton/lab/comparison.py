@@ -14,8 +14,9 @@ import torch
 from bouton.lab.arms import Arm
 from bouton.lab.records import Epoch, RunConfig, RunResult
 from bouton.lab.runs import RunStore, write_atomically
+from bouton.lab.setup import OPTIMIZERS, equip, fresh_model
 from bouton.lab.sources import Source, load_data
-from bouton.lab.training import OPTIMIZERS, environment, fresh_model, mean_factor, train
+from bouton.lab.training import environment, train
 
 FILE = "comparison.json"
 
@@ -28,6 +29,7 @@ class Comparison:
         data: the data set.
         model: the network.
         arms: the arms, the control "plain" among them.
+        samples: training samples, the first of `Dataset.first`'s order; None: all.
         seeds: the number of paired seeds, 0 to `seeds - 1`.
         epochs: how often the training split is seen.
         batch_size: samples per step.
@@ -35,6 +37,7 @@ class Comparison:
         lr: the learning rate of every arm but the matched control.
         command: what the user typed, for the report.
         version: bouton's version.
+        left_out: name and reason of each optional arm that the model does not allow (`choose_arms`).
 
     Raises:
         ValueError: if a value is out of range.
@@ -43,6 +46,7 @@ class Comparison:
     data: Source
     model: Source
     arms: tuple[Arm, ...]
+    samples: int | None = None
     seeds: int = 5
     epochs: int
     batch_size: int
@@ -50,6 +54,7 @@ class Comparison:
     lr: float
     command: str
     version: str
+    left_out: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("seeds", "epochs", "batch_size"):
@@ -67,6 +72,7 @@ class Comparison:
             model=self.model,
             mechanisms=arm.mechanisms,
             match_lr_to=arm.match_lr_to,
+            samples=self.samples,
             seed=seed,
             epochs=self.epochs,
             batch_size=self.batch_size,
@@ -102,26 +108,29 @@ class Progress(Protocol):
         """The run is over, or was over before."""
 
 
-def without_unmatchable(comparison: Comparison) -> Comparison:
-    """The comparison without a matched control that the model does not allow.
-
-    The factor to match is that of mechanisms which may find nothing to act on in the user's model.
+def choose_arms(comparison: Comparison) -> Comparison:
+    """The comparison without the optional arms that the model does not allow, and the reason for each.
 
     Raises:
-        ValueError: if data or model cannot be had at all.
+        ValueError: if data or model cannot be had at all, or no mechanism is left.
     """
-    dataset = load_data(comparison.data)
-    kept = []
+    dataset = load_data(comparison.data, comparison.samples)
+    kept, left_out = [], []
     for arm in comparison.arms:
         config = comparison.config(arm, 0)
         with torch.random.fork_rng(devices=[]):
             model = fresh_model(config, dataset)
             try:
-                mean_factor(model, config)
-            except ValueError:
-                continue
+                equip(model, config)
+            except ValueError as error:
+                if arm.optional:
+                    left_out.append((arm.name, str(error)))
+                    continue
         kept.append(arm)
-    return replace(comparison, arms=tuple(kept))
+    if all(arm.control for arm in kept):
+        reasons = "; ".join(reason for _, reason in left_out)
+        raise ValueError(f"no mechanism can act on the model {comparison.model.name}: {reasons}")
+    return replace(comparison, arms=tuple(kept), left_out=tuple(left_out))
 
 
 def run_comparison(comparison: Comparison, directory: Path, progress: Progress) -> None:
@@ -140,7 +149,8 @@ def run_comparison(comparison: Comparison, directory: Path, progress: Progress) 
     """
     # A mistake in the data or the model would fail every run: find it before the first.
     with torch.random.fork_rng(devices=[]):
-        fresh_model(comparison.config(comparison.arms[0], 0), load_data(comparison.data))
+        dataset = load_data(comparison.data, comparison.samples)
+        fresh_model(comparison.config(comparison.arms[0], 0), dataset)
     store = RunStore(directory)
     store.clean()
     write_atomically(directory / FILE, json.dumps(asdict(comparison), indent=2))
@@ -172,6 +182,7 @@ def read_comparison(directory: Path) -> Comparison:
             Arm(**{**arm, **{key: tuple(arm[key]) for key in ("mechanisms", "match_lr_to")}})
             for arm in values["arms"]
         )
+        values["left_out"] = tuple((name, reason) for name, reason in values.get("left_out", ()))
         return Comparison(**values)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ValueError(

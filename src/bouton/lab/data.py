@@ -4,102 +4,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from bouton.lab.dataset import Dataset
 from bouton.lab.fashion_mnist import read_fashion_mnist
+from bouton.lab.spikes import SpikeTrains
 
-
-@dataclass(frozen=True, eq=False)
-class Dataset:
-    """A labelled data set with its fixed split.
-
-    Args:
-        name: what tables call it.
-        x_train: inputs `[sample, ...]`, floating point and finite; the built-in sets are
-            `[sample, channel, position...]`, scaled to mean 0 and standard deviation 1.
-        y_train: labels `[sample]`, integers from 0 to `classes - 1`.
-        x_test: inputs of the test split, of the same shape per sample.
-        y_test: labels of the test split.
-        classes: the number of classes.
-
-    Raises:
-        ValueError: if the four tensors do not fit together.
-
-    Example:
-        >>> Dataset("toy", torch.zeros(4, 2), torch.tensor([0, 1, 0, 1]),
-        ...         torch.zeros(2, 2), torch.tensor([0, 1]), classes=2).x_train.shape
-        torch.Size([4, 2])
-    """
-
-    name: str
-    x_train: Tensor
-    y_train: Tensor
-    x_test: Tensor
-    y_test: Tensor
-    classes: int
-
-    def __post_init__(self) -> None:
-        for split in ("train", "test"):
-            x, y = getattr(self, f"x_{split}"), getattr(self, f"y_{split}")
-            if not x.is_floating_point() or x.dim() < 2 or not len(x):
-                raise ValueError(
-                    f"{self.name}: x_{split} must be floating point, [sample, feature...] and not "
-                    f"empty; found {x.dtype} of shape {tuple(x.shape)}"
-                )
-            if y.dtype != torch.int64 or y.shape != x.shape[:1]:
-                raise ValueError(
-                    f"{self.name}: y_{split} must hold one int64 label for each of the {len(x)} "
-                    f"samples of x_{split}; found {y.dtype} of shape {tuple(y.shape)}"
-                )
-            if y.min() < 0 or y.max() >= self.classes:
-                raise ValueError(
-                    f"{self.name}: y_{split} must hold labels counted from 0, up to {self.classes - 1} as "
-                    f"in y_train; found {int(y.min())} to {int(y.max())}"
-                )
-            if not x.isfinite().all():
-                raise ValueError(f"{self.name}: x_{split} holds values that are not finite")
-        if self.x_train.shape[1:] != self.x_test.shape[1:]:
-            raise ValueError(
-                f"{self.name}: train and test samples differ in shape: "
-                f"{tuple(self.x_train.shape[1:])} and {tuple(self.x_test.shape[1:])}"
-            )
-
-    @classmethod
-    def of(cls, name: str, x_train: Any, y_train: Any, x_test: Any, y_test: Any) -> Dataset:
-        """Builds a data set from arrays or tensors: inputs become float32, labels int64.
-
-        Args:
-            name: what tables call it.
-            x_train: inputs of the training split.
-            y_train: whole-number labels of the training split, counted from 0.
-            x_test: inputs of the test split.
-            y_test: labels of the test split.
-
-        Raises:
-            ValueError: if something is no array of numbers, or the four do not fit together.
-        """
-        labels = []
-        for split, y in (("train", y_train), ("test", y_test)):
-            raw = _tensor(f"{name}: y_{split}", y)
-            if raw.dim() != 1:
-                raise ValueError(
-                    f"{name}: y_{split} must hold one label per sample, shape [sample]; found {raw.dtype} "
-                    f"of shape {tuple(raw.shape)}. One-hot labels become such with .argmax(1), others with "
-                    ".flatten()"
-                )
-            if raw.dtype == torch.bool or (raw.is_floating_point() and (raw != raw.floor()).any()):
-                raise ValueError(f"{name}: y_{split} must hold whole numbers, found {raw.dtype}")
-            labels.append(raw.long())
-        inputs = [
-            _tensor(f"{name}: x_{split}", x).float() for split, x in (("train", x_train), ("test", x_test))
-        ]
-        classes = int(labels[0].max()) + 1 if labels[0].numel() else 1  # what is to be learned
-        return cls(name, inputs[0], labels[0], inputs[1], labels[1], classes)
+SPIKE_STEPS = 25
+SPIKE_SEED = 0
 
 
 def mnist1d() -> Dataset:
@@ -134,31 +49,39 @@ def fashion_mnist() -> Dataset:
     return _standardised("fashion-mnist", x_train[:, None], y_train, x_test[:, None], y_test)
 
 
+def sequential_fashion_mnist() -> Dataset:
+    """Fashion-MNIST row by row: each of an image's 28 rows is a time step of 28 values."""
+    x_train, y_train, x_test, y_test = read_fashion_mnist()
+    return _standardised("sequential-fashion-mnist", x_train, y_train, x_test, y_test)
+
+
+def rate_coded_fashion_mnist() -> Dataset:
+    """Fashion-MNIST as spikes: 25 time steps, at each a pixel spikes with its intensity as probability.
+
+    The spikes are drawn once, from a generator of their own: they belong to the data, so that every model,
+    arm and epoch sees the same ones. They are held as bits, and a batch becomes a float32 tensor
+    `[sample, 25, 784]` when it is read.
+    """
+    x_train, y_train, x_test, y_test = read_fashion_mnist()
+    generator = torch.Generator().manual_seed(SPIKE_SEED)
+    train, test = (
+        SpikeTrains.draw(torch.tensor(x).flatten(1), SPIKE_STEPS, generator) for x in (x_train, x_test)
+    )
+    labels = [torch.tensor(y).long() for y in (y_train, y_test)]
+    return Dataset("rate-coded-fashion-mnist", train, labels[0], test, labels[1], classes=10)
+
+
 DATASETS: dict[str, Callable[[], Dataset]] = {
     "mnist1d": mnist1d,
     "digits": digits,
     "fashion-mnist": fashion_mnist,
+    "sequential-fashion-mnist": sequential_fashion_mnist,
+    "rate-coded-fashion-mnist": rate_coded_fashion_mnist,
 }
 
 
 def _standardised(name: str, x_train: Any, y_train: Any, x_test: Any, y_test: Any) -> Dataset:
     """Scales the inputs by the mean and standard deviation over all of the training split."""
-    raw = Dataset.of(name, x_train, y_train, x_test, y_test)
-    mean, std = raw.x_train.mean(), raw.x_train.std()
-    return Dataset(
-        name,
-        (raw.x_train - mean) / std,
-        raw.y_train,
-        (raw.x_test - mean) / std,
-        raw.y_test,
-        raw.classes,
-    )
-
-
-def _tensor(what: str, value: Any) -> Tensor:
-    try:
-        return value.detach().cpu() if isinstance(value, Tensor) else torch.tensor(np.array(value))
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"{what} must be an array or tensor of numbers, found {type(value).__name__}"
-        ) from error
+    train, test = (torch.tensor(x).float() for x in (x_train, x_test))
+    mean, std = train.mean(), train.std()
+    return Dataset.of(name, (train - mean) / std, y_train, (test - mean) / std, y_test)

@@ -10,7 +10,7 @@ from rich.console import Console
 
 import bouton
 from bouton.lab.arms import arms_of
-from bouton.lab.comparison import Comparison, read_comparison, run_comparison, without_unmatchable
+from bouton.lab.comparison import Comparison, choose_arms, read_comparison, run_comparison
 from bouton.lab.data import DATASETS
 from bouton.lab.models import MODELS
 from bouton.lab.report.page import write_page
@@ -38,6 +38,7 @@ def define(
     data: str = "mnist1d",
     model: str = "mlp",
     mechanisms: Sequence[str] = (),
+    samples: int | None = None,
     seeds: int = 5,
     epochs: int = 10,
     batch_size: int = 64,
@@ -48,11 +49,15 @@ def define(
     """Defines a comparison of plain, plain-matched and mechanisms.
 
     Args:
-        data: `mnist1d`, `digits`, `fashion-mnist` or `file.py:make_data`, a function that returns
+        data: `mnist1d`, `digits`, `fashion-mnist`, `sequential-fashion-mnist`,
+            `rate-coded-fashion-mnist` or `file.py:make_data`, a function that returns
             (x_train, y_train, x_test, y_test) or a `bouton.lab.Dataset`.
-        model: `mlp`, `cnn` or `file.py:make_model`, a function that returns a torch.nn.Module; if
-            it takes a parameter it is given the data set.
-        mechanisms: one text per arm, such as `Grapes(mode="local")`; empty: every mechanism.
+        model: `mlp`, `cnn`, `resnet9`, `rnn`, `lstm`, `transformer`, `snn` or `file.py:make_model`, a
+            function that returns a torch.nn.Module; if it takes a parameter it is given the data set.
+        mechanisms: one text per arm, such as `Grapes(mode="local")`; empty: every mechanism that can
+            act on the model.
+        samples: how many training samples to take, of an order that is always the same and in which the
+            classes are mixed; None: all. The test split stays whole.
         seeds: the number of paired seeds.
         epochs: how often the training split is seen.
         batch_size: samples per step.
@@ -67,6 +72,7 @@ def define(
         data=parse_source(data, DATASETS, what="data"),
         model=parse_source(model, MODELS, what="model"),
         arms=tuple(arms_of(mechanisms)),
+        samples=samples,
         seeds=seeds,
         epochs=epochs,
         batch_size=batch_size,
@@ -122,7 +128,7 @@ def carry_out(
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        _run(without_unmatchable(comparison), directory, console)
+        _run(choose_arms(comparison), directory, console)
     finally:
         torch.set_num_threads(before)
     return rebuild(directory, console=console)

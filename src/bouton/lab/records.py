@@ -22,6 +22,7 @@ class RunConfig:
         mechanisms: the mechanisms' dictionaries (`Mechanism.to_dict()`); empty: plain training.
         match_lr_to: mechanisms whose mean factor on the fresh model multiplies `lr`; they are
             not attached. Empty: `lr` as it is.
+        samples: training samples, the first of `Dataset.first`'s order; None: all.
         seed: of the initial weights, the order of the batches and the mechanisms.
         epochs: how often the training split is seen.
         batch_size: samples per step.
@@ -34,6 +35,7 @@ class RunConfig:
     model: Source
     mechanisms: tuple[dict[str, Any], ...] = ()
     match_lr_to: tuple[dict[str, Any], ...] = ()
+    samples: int | None = None
     seed: int
     epochs: int
     batch_size: int
@@ -42,8 +44,14 @@ class RunConfig:
     version: str
 
     def to_dict(self) -> dict[str, Any]:
-        """The configuration as JSON-able values."""
-        return asdict(self)
+        """The configuration as JSON-able values.
+
+        `samples` is left out where all are taken, so that runs from before it existed keep their names.
+        """
+        values = asdict(self)
+        if self.samples is None:
+            del values["samples"]
+        return values
 
     @property
     def key(self) -> str:

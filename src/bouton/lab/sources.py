@@ -18,7 +18,8 @@ from typing import Any
 
 from torch import nn
 
-from bouton.lab.data import DATASETS, Dataset
+from bouton.lab.data import DATASETS
+from bouton.lab.dataset import Dataset
 from bouton.lab.models import MODELS
 
 
@@ -79,12 +80,21 @@ def parse_source(text: str, builtin: Collection[str], *, what: str) -> Source:
 
 
 @cache
-def load_data(source: Source) -> Dataset:
+def load_data(source: Source, samples: int | None = None) -> Dataset:
     """Loads a data set, once per process.
 
+    Args:
+        source: where it comes from.
+        samples: how many training samples to take; None: all.
+
     Raises:
-        ValueError: if the user's function fails, or returns no data set.
+        ValueError: if the user's function fails, or returns no data set; if there are fewer samples.
     """
+    return _load_whole(source).first(samples)
+
+
+@cache
+def _load_whole(source: Source) -> Dataset:
     if source.path is None:
         return DATASETS[source.name]()
     made = _call(source)

@@ -13,7 +13,6 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Any
 
 import torch
@@ -22,19 +21,11 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
 import bouton
-from bouton.lab.data import Dataset
+from bouton.lab.dataset import Dataset
 from bouton.lab.records import Epoch, RunConfig, RunResult
-from bouton.lab.sources import build_model, load_data
-from bouton.mechanism import Mechanism
+from bouton.lab.setup import equip, fresh_model
+from bouton.lab.sources import load_data
 
-OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
-    "sgd": torch.optim.SGD,
-    "momentum": partial(torch.optim.SGD, momentum=0.9),
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-    "rmsprop": torch.optim.RMSprop,
-    "adagrad": torch.optim.Adagrad,
-}
 TEST_BATCH = 1000
 
 
@@ -53,14 +44,10 @@ def train(config: RunConfig, on_epoch: Callable[[Epoch], None] | None = None) ->
     Raises:
         ValueError: if data, model and mechanisms do not fit together.
     """
-    dataset = load_data(config.data)
+    dataset = load_data(config.data, config.samples)
     with torch.random.fork_rng(devices=[]):
         model = fresh_model(config, dataset)
-        lr = config.lr * mean_factor(model, config)
-        optimizer = OPTIMIZERS[config.optimizer](model.parameters(), lr=lr)
-        handle = None
-        if config.mechanisms:
-            handle = bouton.attach(model, optimizer, _revive(config.mechanisms), seed=config.seed)
+        optimizer, handle = equip(model, config)
         # Once more, so that what the steps draw (dropout) does not hang on what came before.
         torch.manual_seed(config.seed)
         epochs: list[Epoch] = []
@@ -76,56 +63,12 @@ def train(config: RunConfig, on_epoch: Callable[[Epoch], None] | None = None) ->
     return RunResult(
         status="finished" if error is None else "diverged",
         epochs=tuple(epochs),
-        lr=lr,
+        lr=optimizer.defaults["lr"],
         parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
         stats=_finite(handle.stats()) if handle is not None else {},
         error=error,
         environment=environment(),
     )
-
-
-def fresh_model(config: RunConfig, dataset: Dataset) -> nn.Module:
-    """Builds the run's model from its seed; seeds torch's global random numbers.
-
-    Raises:
-        ValueError: if the model does not give one number per class.
-    """
-    torch.manual_seed(config.seed)
-    model = build_model(config.model, dataset)
-    model.eval()
-    try:
-        with torch.no_grad():  # also gives lazy layers their shape
-            output = model(dataset.x_train[:2])
-    except Exception as error:
-        raise ValueError(
-            f"the model {config.model.name} cannot take two samples of {config.data.name}, a tensor of "
-            f"shape {tuple(dataset.x_train[:2].shape)}: {type(error).__name__}: {error}"
-        ) from error
-    expected = (len(dataset.x_train[:2]), dataset.classes)
-    if not isinstance(output, Tensor) or output.shape != expected:
-        found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise ValueError(
-            f"the model {config.model.name} must give a tensor [sample, class] of shape "
-            f"{expected} for two samples of {config.data.name}; it gave {found}"
-        )
-    return model.train()
-
-
-def mean_factor(model: nn.Module, config: RunConfig) -> float:
-    """The mean over layers and nodes of the factors that `match_lr_to` has on a fresh model.
-
-    1 where there is nothing to match.
-
-    Raises:
-        ValueError: these mechanisms find nothing to act on in this model.
-    """
-    if not config.match_lr_to:
-        return 1.0
-    optimizer = OPTIMIZERS[config.optimizer](model.parameters(), lr=config.lr)
-    handle = bouton.attach(model, optimizer, _revive(config.match_lr_to), seed=config.seed)
-    layers = [layer for mechanism in handle.stats().values() for layer in mechanism.values()]
-    handle.detach()  # exactly: no step was made
-    return statistics.fmean(layer["mean"] for layer in layers)
 
 
 def environment() -> dict[str, Any]:
@@ -181,17 +124,13 @@ def _test(model: nn.Module, dataset: Dataset) -> tuple[float, float]:
     """Mean loss and accuracy over the test split."""
     model.eval()
     loss, right = torch.zeros(()), torch.zeros(())
-    splits = zip(dataset.x_test.split(TEST_BATCH), dataset.y_test.split(TEST_BATCH), strict=True)
-    for x, y in splits:
-        output = model(x)
+    for start in range(0, len(dataset.y_test), TEST_BATCH):
+        batch = slice(start, start + TEST_BATCH)
+        output, y = model(dataset.x_test[batch]), dataset.y_test[batch]
         loss += cross_entropy(output, y, reduction="sum")
         right += (output.argmax(1) == y).sum()
     model.train()
     return loss.item() / len(dataset.y_test), right.item() / len(dataset.y_test)
-
-
-def _revive(mechanisms: Iterable[dict[str, Any]]) -> list[Mechanism]:
-    return [Mechanism.from_dict(values) for values in mechanisms]
 
 
 def _finite(value: Any) -> Any:

@@ -56,6 +56,7 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
         ("command", asked.command),
         ("data", _source(asked.data.name, asked.data.sha256)),
         ("model", _source(asked.model.name, asked.model.sha256)),
+        ("training samples", "all" if asked.samples is None else asked.samples),
         ("parameters", _distinct(run.parameters for arm in summary.arms for run in arm.runs)),
         ("optimizer", f"{asked.optimizer}, learning rate {asked.lr:g}"),
         ("batch size", asked.batch_size),

@@ -19,12 +19,14 @@ class Table:
         title: what was compared.
         headers: one text for each column.
         rows: for each arm one text for each column; the first is its name, the last the verdict.
+        left_out: name and reason of what was not compared.
         notes: what the columns mean.
     """
 
     title: str
     headers: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    left_out: tuple[tuple[str, str], ...]
     notes: tuple[str, ...]
 
 
@@ -32,9 +34,10 @@ def make_table(summary: Summary) -> Table:
     """Writes a summary as texts."""
     asked = summary.comparison
     target = f"{summary.target:.1%}" if summary.target is not None else "target"
+    samples = f" ({_plural(asked.samples, 'training sample')})" if asked.samples is not None else ""
     return Table(
         title=(
-            f"{asked.model.name} on {asked.data.name}: {asked.optimizer}, learning rate "
+            f"{asked.model.name} on {asked.data.name}{samples}: {asked.optimizer}, learning rate "
             f"{asked.lr:g}, batch {asked.batch_size}, {_plural(asked.epochs, 'epoch')}, "
             f"{_plural(asked.seeds, 'paired seed')}"
         ),
@@ -49,6 +52,7 @@ def make_table(summary: Summary) -> Table:
             "verdict",
         ),
         rows=tuple(_row(arm) for arm in summary.arms),
+        left_out=asked.left_out,
         notes=_notes(summary, target),
     )
 

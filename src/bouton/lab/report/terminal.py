@@ -71,7 +71,7 @@ class LiveProgress:
 
 
 def print_table(console: Console, table: Table) -> None:
-    """Prints the numbers as a table, under it a verdict for each arm and what the columns mean.
+    """Prints the numbers, a verdict for each arm, what was left out, and what the columns mean.
 
     The table fits 80 columns: the learning rate stands under the arm's name.
     """
@@ -85,6 +85,8 @@ def print_table(console: Console, table: Table) -> None:
     console.print(Text(table.title, style="bold"), "", grid, "", sep="\n")
     for row in table.rows:
         console.print(Text.assemble((row[0], "bold"), ": ", row[-1]))
+    for name, reason in table.left_out:
+        console.print(Text.assemble((name, "bold"), ": left out: ", reason))
     console.print()
     for note in table.notes:
         console.print(Text(note, style="dim"))

@@ -1,4 +1,4 @@
-"""The networks of the lab, each built to fit a data set."""
+"""Nets without memory or shortcuts: fully connected and convolutional."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from bouton.lab.data import Dataset
+from bouton.lab.dataset import Dataset
 
 WIDTH = 256
 CHANNELS = 32
@@ -45,8 +45,9 @@ def cnn(dataset: Dataset) -> nn.Module:
     shape = dataset.x_train.shape[1:]
     if len(shape) not in (2, 3):
         raise ValueError(
-            f"the model cnn needs samples of shape [channel, length] or [channel, height, width]; "
-            f"{dataset.name} has {tuple(shape)}. Type --model mlp, or give a model of your own."
+            "the model cnn needs samples [channel, length] or [channel, height, width], such as those of "
+            f"mnist1d, digits and fashion-mnist; {dataset.name} has {tuple(shape)}. Type --model mlp, "
+            "which takes any shape, or give a model of your own"
         )
     conv: Callable[..., nn.Module] = nn.Conv1d if len(shape) == 2 else nn.Conv2d
     positions = 1
@@ -62,6 +63,3 @@ def cnn(dataset: Dataset) -> nn.Module:
         nn.ReLU(),
         nn.Linear(128, dataset.classes),
     )
-
-
-MODELS: dict[str, Callable[[Dataset], nn.Module]] = {"mlp": mlp, "cnn": cnn}
