@@ -61,7 +61,8 @@ class Layout:
 class Slot:
     """One weight of a layer type.
 
-    ``unreachable`` gives the reason for each site that cannot act on it. ``companions`` are the layer's
+    ``unreachable`` gives the reason for each site that cannot act on it, and for ``"observe"`` where no hook
+    sees the layer's output. ``companions`` are the layer's
     further weights that lead into the same nodes. ``lookup`` marks tables whose rows are looked up.
     """
 
@@ -86,7 +87,7 @@ def layer_types() -> list[str]:
 
 
 def _no_output(reason: str) -> dict[str, str]:
-    return {"wiring": reason, "error": reason}
+    return {"wiring": reason, "error": reason, "observe": reason}
 
 
 def _dense(layer: Any) -> list[Slot]:

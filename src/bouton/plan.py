@@ -198,7 +198,7 @@ def _reason(mechanism: Mechanism, group: SynapseGroup) -> str | None:
         return "an embedding, which where= must name to be taken"
     if group.frozen:
         return "frozen (requires_grad is False)"
-    sites = [mechanism.site, *(["error"] if mechanism.observes else [])]  # both need the output
+    sites = [mechanism.site, *(["observe"] if mechanism.observes else [])]
     if reasons := [group.unreachable[site] for site in sites if site in group.unreachable]:
         return reasons[0]
     return mechanism.serves(group)
