@@ -61,9 +61,9 @@ class Layout:
 class Slot:
     """One weight of a layer type.
 
-    ``unreachable`` gives the reason for each site that cannot act on it, and for ``"observe"`` where no hook
-    sees the layer's output. ``companions`` are the layer's
-    further weights that lead into the same nodes. ``lookup`` marks tables whose rows are looked up.
+    ``unreachable`` gives the reason for each site that cannot act on it, and for ``"observe"`` where no
+    hook sees the layer's output. ``companions`` are the layer's further weights that lead into the same
+    nodes. ``lookup`` marks tables whose rows are looked up.
     """
 
     parameter: str = "weight"

@@ -132,6 +132,8 @@ def _check_mechanism(mechanism: Mechanism, model: nn.Module, groups: Sequence[Sy
         raise ValueError(
             f"{name}.scope is {mechanism.scope!r}; at the {mechanism.site} site, use {' or '.join(scopes)}"
         )
+    if mechanism.direction not in ("forward", "backward"):
+        raise ValueError(f"{name}.direction is {mechanism.direction!r}; use 'forward' or 'backward'")
     if type(mechanism.every) is not int or mechanism.every < 1:
         raise ValueError(f"{name}.every is {mechanism.every!r}; use a whole number of steps from 1")
     for pattern in _patterns(mechanism):
