@@ -7,6 +7,8 @@ import pytest
 
 import bouton
 from bouton.cli import main
+from bouton.lab.data import DATASETS
+from bouton.lab.models import MODELS
 from bouton.mechanism import registry
 
 
@@ -19,7 +21,7 @@ def test_list_shows_everything_there_is(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     assert main(["list"]) == 0
     shown = capsys.readouterr().out
-    for name in (*registry(), "mnist1d", "digits", "fashion-mnist", "mlp", "cnn"):
+    for name in (*registry(), *DATASETS, *MODELS):
         assert name in shown
 
 
@@ -43,6 +45,8 @@ def test_compare_then_report(capsys, tmp_path, monkeypatch):
         (["compare", "--mechanisms", "Grape"], "Did you mean Grapes?"),
         (["compare", "--optimizer", "sdg"], "expected sgd, momentum"),
         (["compare", "--seeds", "0"], "seeds must be 1 or more, found 0"),
+        (["compare", "--data", "digits", "--samples", "1438"], "digits has 1437 training samples"),
+        (["compare", "--data", "mnist1d", "--model", "resnet9"], "Type --model mlp"),
         (["compare", "--lr", "nan"], "lr must be a positive number"),
         (["compare", "--threads", "0"], "threads must be 1 or more"),
         (["report", "no-such-folder"], "no-such-folder holds no comparison"),
@@ -70,12 +74,29 @@ def test_a_missing_extra_is_named(capsys, monkeypatch):
     assert "pip install 'bouton[lab]'" in capsys.readouterr().err
 
 
+def test_the_spiking_model_needs_snntorch_and_the_others_do_not(capsys, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "snntorch", None)
+    monkeypatch.chdir(tmp_path)
+    assert main(["compare", "--data", "digits", "--model", "snn"]) == 2
+    assert "snntorch is not installed. Type: pip install 'bouton[lab]'" in capsys.readouterr().err
+    command = ["compare", "--data", "digits", "--model", "rnn", "--mechanisms", "Grapes"]
+    assert main([*command, "--samples", "64", "--seeds", "1", "--epochs", "1"]) == 0
+
+
+def test_the_help_names_all_data_and_models(capsys):
+    with pytest.raises(SystemExit):
+        main(["compare", "--help"])
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for name in (*DATASETS, *MODELS, "--samples"):
+        assert name in shown
+
+
 def test_help_and_the_library_load_nothing_heavy():
     program = (
         "import sys, bouton, bouton.cli\n"
         "try: bouton.cli.main(['--help'])\n"
         "except SystemExit: pass\n"
-        "heavy = {'plotly', 'scipy', 'sklearn', 'pandas', 'mnist1d', 'matplotlib'}\n"
+        "heavy = {'plotly', 'scipy', 'sklearn', 'pandas', 'mnist1d', 'matplotlib', 'snntorch'}\n"
         "sys.exit(str(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

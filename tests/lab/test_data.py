@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import functools
 import gzip
 import hashlib
@@ -11,6 +12,8 @@ import threading
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bouton.lab import fashion_mnist
 from bouton.lab.data import DATASETS, mnist1d
@@ -60,6 +63,48 @@ def test_a_data_set_that_does_not_fit_together_is_refused(change, message):
 def test_labels_that_are_no_whole_numbers_are_refused():
     with pytest.raises(ValueError, match="whole numbers"):
         Dataset.of("toy", np.zeros((2, 3)), np.array([0.5, 1]), np.zeros((2, 3)), np.array([0, 1]))
+
+
+def classes(labels: torch.Tensor) -> Dataset:
+    """A data set in which each training sample's input is its number."""
+    x = torch.arange(len(labels)).float()[:, None]
+    return Dataset("toy", x, labels, x[:1], labels[:1], classes=int(labels.max()) + 1)
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=60).map(torch.tensor))
+def test_the_first_samples_mix_the_classes_and_fewer_are_part_of_more(labels):
+    whole = classes(labels)
+    taken: list[float] = []
+    for samples in range(1, len(labels) + 1):
+        part = whole.first(samples)
+        numbers = part.x_train[:, 0].tolist()
+        assert numbers[:-1] == taken and len(set(numbers)) == samples
+        taken = numbers
+        assert torch.equal(part.y_train, labels[part.x_train[:, 0].long()])
+        assert part.x_test is whole.x_test and part.classes == whole.classes
+        share = samples / len(labels) * labels.bincount()
+        assert (part.y_train.bincount(minlength=len(share)) - share).abs().max() <= len(share)
+
+
+def test_of_classes_of_one_size_the_first_samples_hold_each_as_often():
+    # sorted by class, as files often are
+    labels = torch.arange(10).repeat_interleave(30)
+    for samples in (10, 50, 100):
+        assert classes(labels).first(samples).y_train.bincount().tolist() == [samples // 10] * 10
+    assert classes(labels).first(15).y_train.bincount().max() == 2
+    numbers = classes(labels).first(100).x_train[:, 0]
+    assert numbers.std() > 70 and not torch.equal(numbers, numbers.sort().values)
+
+
+def test_all_samples_stay_in_their_order():
+    whole = classes(torch.tensor([0, 1, 0]))
+    assert whole.first(None) is whole
+
+
+@pytest.mark.parametrize("samples", [0, -1, 4])
+def test_more_samples_than_there_are_cannot_be_taken(samples):
+    with pytest.raises(ValueError, match=f"asked for are {samples}: type --samples .* 1 to 3"):
+        classes(torch.tensor([0, 1, 0])).first(samples)
 
 
 @pytest.fixture
@@ -116,6 +161,29 @@ def test_fashion_mnist_is_downloaded_once(files, server, tmp_path, monkeypatch):
     assert np.array_equal(fashion_mnist.read_fashion_mnist()[0], images(files))
     monkeypatch.setattr(fashion_mnist, "ADDRESS", "http://127.0.0.1:9")
     assert np.array_equal(fashion_mnist.read_fashion_mnist()[0], images(files))
+
+
+def test_the_sequential_images_are_the_images_row_by_row(files, tmp_path):
+    shutil.copytree(files, tmp_path / "no-package")
+    rows, whole = DATASETS["sequential-fashion-mnist"](), DATASETS["fashion-mnist"]()
+    assert rows.x_train.shape == (20, 28, 28)
+    assert torch.equal(rows.x_train, whole.x_train[:, 0]) and torch.equal(rows.y_test, whole.y_test)
+
+
+def test_the_rate_coded_images_are_spikes_of_their_pixels(files, tmp_path):
+    shutil.copytree(files, tmp_path / "no-package")
+    spikes, again = DATASETS["rate-coded-fashion-mnist"](), DATASETS["rate-coded-fashion-mnist"]()
+    assert spikes.x_train.shape == spikes.x_test.shape == (20, 25, 784)
+    assert torch.equal(spikes.x_train[:], again.x_train[:])
+    assert not torch.equal(spikes.x_train[:], spikes.x_test[:])
+    assert set(spikes.x_train[:].unique().tolist()) == {0, 1}
+    intensity = torch.tensor(images(files)).flatten(1) / 255
+    assert (spikes.x_train[:].mean(1) - intensity).mean().abs() < 0.005
+    assert not spikes.x_train[:].transpose(1, 2)[intensity == 0].any()
+    few = spikes.first(7)
+    assert few.x_train.shape == (7, 25, 784) and few.x_train[:2].shape == (2, 25, 784)
+    with pytest.raises(ValueError, match="one int64 label for each of the 20"):
+        dataclasses.replace(spikes, y_train=spikes.y_train[:3])
 
 
 @pytest.mark.parametrize("damage", ["changed", "cut"])

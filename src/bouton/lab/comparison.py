@@ -128,8 +128,10 @@ def choose_arms(comparison: Comparison) -> Comparison:
                     continue
         kept.append(arm)
     if all(arm.control for arm in kept):
-        reasons = "; ".join(reason for _, reason in left_out)
-        raise ValueError(f"no mechanism can act on the model {comparison.model.name}: {reasons}")
+        raise ValueError(
+            f"no mechanism can act on the model {comparison.model.name}; one reason of {len(left_out)}: "
+            f"{left_out[-1][1]}"
+        )
     return replace(comparison, arms=tuple(kept), left_out=tuple(left_out))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,6 +136,8 @@ def _summarise_arm(
         words = control_verdict(vs_plain, diverged=diverged, seeds=len(runs))
     else:
         words = verdict(vs_plain, vs_matched, diverged=diverged, seeds=len(runs))
+        if idle := _without_event(finished.values()):
+            words += f". {' and '.join(idle)} had no event in these runs: see its every="
     return ArmSummary(
         name=arm.name,
         control=arm.control,
@@ -163,6 +165,17 @@ def _finished(runs: dict[int, RunResult]) -> dict[int, RunResult]:
 
 def _final(run: RunResult) -> float:
     return run.epochs[-1].test_accuracy
+
+
+def _without_event(runs: Iterable[RunResult]) -> list[str]:
+    """Structure mechanisms that changed nothing in any run, as the runs were too short for that."""
+    events: dict[str, float] = {}
+    for run in runs:
+        for name, weights in run.stats.items():
+            counts = [numbers["events"] for numbers in weights.values() if "events" in numbers]
+            if counts:
+                events[name] = events.get(name, 0) + sum(counts)
+    return [name for name, count in events.items() if not count]
 
 
 def _difference(runs: dict[int, RunResult], reference: dict[int, RunResult]) -> Difference | None:

@@ -18,7 +18,18 @@ from bouton.lab.summary import ArmSummary, Summary
 # Okabe and Ito's colours, told apart by the colour-blind and seen on white and on black; the
 # controls are grey, so that the arms in question stand out.
 GREYS = {"plain": "#7f7f7f", "matched": "#a9a9a9"}
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1", "#b2a000")
+COLOURS = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#e69f00",
+    "#56b4e9",
+    "#8c6bb1",
+    "#b2a000",
+    "#9c5a2d",
+    "#12a5a5",
+)
 
 
 def make_figures(summary: Summary) -> list[dict[str, Any]]:
