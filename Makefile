@@ -7,7 +7,7 @@ BIN := .venv/bin
 demo: .venv/lab.stamp
 	$(BIN)/bouton demo
 
-test: .venv/dev.stamp lint
+test: .venv/dev.stamp .venv/spikingjelly.stamp lint
 	$(BIN)/pytest
 
 lint: .venv/dev.stamp
@@ -21,6 +21,11 @@ lint: .venv/dev.stamp
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt setuptools
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
 		--no-build-isolation --editable '.[$*]'
+	touch $@
+
+# Alone, because it asks for a torchvision that does not fit a CPU build of torch; its spiking layers do without.
+.venv/spikingjelly.stamp: .venv/dev.stamp
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps spikingjelly
 	touch $@
 
 clean:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from bouton.layer import Switch
     from bouton.synapse import SynapseGroup
 
+_NOT_RELAYED = (
+    "kind='ifa' passes errors forward from layer to layer, and {} does not follow the layer that ran "
+    "before it; use kind='fa' or 'dfa'"
+)
 SAMPLES = 32  # of each batch are kept to tell how feedback and back-propagation are aligned
 _TRANSPOSED: dict[type[nn.Module], Any] = {
     nn.ConvTranspose1d: F.conv_transpose1d,
@@ -33,12 +38,14 @@ class Passage:
 
     Attributes:
         error: the error at the layer's output.
-        output_error: the error at the output of the read-out.
+        output_errors: the errors at the read-out's output that came since this layer had its last one, or
+            the latest where none came since; empty where the read-out is none of the layers. Of several
+            read-outs, each has its own error, and other layers have that of the first.
         shape: the shape of the layer's input.
     """
 
     error: Tensor
-    output_error: Tensor
+    output_errors: Sequence[Tensor]
     shape: torch.Size
     layer: nn.Module
     layout: Layout
@@ -58,6 +65,10 @@ def linear_map(layer: Any, layout: Layout, source: Tensor, weight: Tensor) -> Te
     """What the layer makes of ``source`` without its bias and with ``weight``, ``[node, fan-in...]``."""
     if weight.ndim == 2:
         return F.linear(source, weight)
+    leading = source.shape[: layout.output_axis]
+    if len(leading) > 1:  # time and batch, which such layers flatten on their own
+        flat = linear_map(layer, layout, source.flatten(0, len(leading) - 1), weight)
+        return cast(Tensor, flat.unflatten(0, leading))
     stored = layout.nodes(weight)
     for kind, function in _TRANSPOSED.items():
         if isinstance(layer, kind):
@@ -71,12 +82,22 @@ def linear_map(layer: Any, layout: Layout, source: Tensor, weight: Tensor) -> Te
 class Pass:
     """What the layers of one attachment share of a forward and backward pass; nothing of it is kept."""
 
-    output_error: Tensor | None = None
+    errors: list[Tensor] = field(default_factory=list)  # at the read-out, of this backward pass
+    earlier: int = 0  # errors of passes before
     calls: list[_Call] = field(default_factory=list)  # relay: the layers of this forward pass, in order
     relayed: dict[int, Tensor] = field(default_factory=dict)  # relay: errors yet to be sent, by layer
 
     def __reduce__(self) -> tuple[type[Pass], tuple[()]]:
         return (Pass, ())
+
+    def begin(self) -> None:
+        """A read-out runs: errors there are of another pass."""
+        self.earlier += len(self.errors)
+        self.errors = []
+
+    def since(self, seen: int) -> list[Tensor]:
+        """The errors after the first ``seen``, or the latest where there is none."""
+        return self.errors[max(seen - self.earlier, 0) :] or self.errors[-1:]
 
 
 @dataclass
@@ -90,12 +111,14 @@ class Gate:
     claim: Claim
     parameter: str
     readout: bool
+    leads: bool  # the read-out whose error the other layers get
     shared: Pass
     switch: Switch
     source: Tensor | None = None  # the input with its past, while the layer runs
+    seen: int = 0  # errors of the read-out when this layer last had its own
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "source": None}
+        return {**self.__dict__, "source": None, "seen": 0}
 
     def __call__(self, layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         """The layer's inputs without their past; run by torch before the layer's forward."""
@@ -114,6 +137,8 @@ class Gate:
         source, self.source = cast(Tensor, self.source), None
         if not output.requires_grad and not (source.requires_grad and torch.is_grad_enabled()):
             return output
+        if self.leads:
+            self.shared.begin()
         call = _Call(self, layer, source.shape, [])
         if source.requires_grad:
             # an in-place change of a view would lose the way that is made here
@@ -154,20 +179,17 @@ class _Call:
         """The error for the layer's input."""
         gate, shared = self.gate, self.gate.shared
         claim = gate.claim
-        if gate.readout:
-            shared.output_error = error
-        if shared.output_error is None:
-            raise ValueError(
-                f"{type(claim.mechanism).__name__} had no error of the read-out when it reached "
-                f"{claim.name}; let where= take the read-out too, or name with readout= the layer whose "
-                "output is the network's"
-            )
+        if gate.leads:
+            shared.errors.append(error)
         if claim.mechanism.relays:
             if gate.readout:
                 _relay(self.path, shared)
+            if id(gate) not in shared.relayed:
+                raise ValueError(_NOT_RELAYED.format(claim.name))
             sent = shared.relayed.pop(id(gate))
         else:
             sent = self.made_by_rule(error)
+        gate.seen = shared.earlier + len(shared.errors)
         unbatched = error.ndim == -claim.layout.output_axis
         some = slice(None) if unbatched else slice(SAMPLES)
         claim.sample = (error[some].clone(), sent[some].clone())
@@ -175,9 +197,10 @@ class _Call:
 
     def made_by_rule(self, error: Tensor) -> Tensor:
         """The error that the rule sends."""
-        claim, shared = self.gate.claim, self.gate.shared
-        passage = Passage(error, cast(Tensor, shared.output_error), self.shape, self.layer, claim.layout)
-        return claim.send(read_weight(self.layer, self.gate.parameter), passage)
+        gate, claim = self.gate, self.gate.claim
+        output_errors = [error] if gate.readout else gate.shared.since(gate.seen)
+        passage = Passage(error, output_errors, self.shape, self.layer, claim.layout)
+        return claim.send(read_weight(self.layer, gate.parameter), passage)
 
 
 def alignment_angle(group: SynapseGroup, error: Tensor, sent: Tensor) -> float:
@@ -185,7 +208,7 @@ def alignment_angle(group: SynapseGroup, error: Tensor, sent: Tensor) -> float:
 
     It is taken sample by sample, as the mean over those where it is defined.
     """
-    passage = Passage(error, error, sent.shape, group.layers[0], group.layout)
+    passage = Passage(error, [], sent.shape, group.layers[0], group.layout)
     own = passage.through(group.layout.nodes(group.effective()))
     samples = len(error) if error.ndim > -group.layout.output_axis else 1  # or no batch axis
     own, sent = own.reshape(samples, -1), sent.reshape(samples, -1)
@@ -214,7 +237,7 @@ def _relay(path: list[_Call], shared: Pass) -> None:
     errors: list[Tensor] = []
     for before, call in itertools.pairwise(path):
         if not errors:
-            sent = call.made_by_rule(cast(Tensor, shared.output_error))
+            sent = call.made_by_rule(shared.errors[-1])
         else:
             layout = before.gate.claim.layout
             weight = layout.nodes(read_weight(before.layer, before.gate.parameter)).to(errors[-1].dtype)
@@ -224,7 +247,9 @@ def _relay(path: list[_Call], shared: Pass) -> None:
         if call is not path[-1]:
             # through the derivative of whatever lies between the two layers; an activation's is diagonal
             edges = cast(GradientEdge, call.source_edge), cast(GradientEdge, before.output_edge)
-            (error,) = torch.autograd.grad(*edges, sent, retain_graph=True)
+            (error,) = torch.autograd.grad(*edges, sent, retain_graph=True, allow_unused=True)
+            if error is None:
+                raise ValueError(_NOT_RELAYED.format(call.gate.claim.name))
             errors.append(_reshaped(error, call))
 
 

@@ -99,6 +99,7 @@ class LayerHook:
 def hook_layers(claims: Claims, switch: Switch) -> None:
     """Hook the layers of all claims that need a layer's output."""
     shared = Pass()
+    leader = next((group for group, _ in claims if group.readout), None)
     for group in dict.fromkeys(group for group, _ in claims):
         own = [claim for other, claim in claims if other is group]
         observers = [claim for claim in own if claim.mechanism.observes]
@@ -106,7 +107,7 @@ def hook_layers(claims: Claims, switch: Switch) -> None:
         wirings = [claim for claim in own if claim.mechanism.site == "wiring"]
         forward = [claim for claim in wirings if claim.mechanism.direction == "forward"]
         gates = [
-            Gate(claim, group.parameter, group.readout, shared, switch)
+            Gate(claim, group.parameter, group.readout, group is leader, shared, switch)
             for claim in wirings
             if claim.mechanism.direction == "backward"
         ]

@@ -191,7 +191,7 @@ def test_mistakes_are_refused():
         backward(mlp(), torch.randn(2, 6), init={"2": torch.ones(3, 4)})
     with pytest.raises(ValueError, match=r"gave NoneType for '2'"):
         backward(mlp(), torch.randn(2, 6), init={})
-    with pytest.raises(ValueError, match=r"had no error of the read-out when it reached 0\.weight"):
+    with pytest.raises(ValueError, match=r"one error of the read-out for each.*found 0 at 0\.weight"):
         backward(mlp(), torch.randn(2, 6, requires_grad=True), kind="dfa", where="0")
     pooled = nn.Sequential(nn.Linear(6, 8), nn.MaxPool1d(2), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3))
     with pytest.raises(ValueError, match=r"\(2, 8\) does not fit the input \(2, 4\) of 2.weight"):
@@ -199,6 +199,57 @@ def test_mistakes_are_refused():
     shared = nn.Linear(6, 6)
     with pytest.raises(ValueError, match="called twice in one forward pass"):
         backward(nn.Sequential(shared, nn.Tanh(), shared, nn.Linear(6, 2)), torch.randn(2, 6), kind="ifa")
+
+
+def test_each_time_step_gets_its_own_error():
+    hidden, head = nn.Linear(4, 3).double(), nn.Linear(3, 2).double()
+    feedback = torch.randn(2, 3, dtype=torch.float64)
+    mechanism = bouton.FeedbackAlignment(kind="dfa", init={"1": feedback})
+    bouton.attach(nn.ModuleList([hidden, head]), None, [mechanism])
+    for _ in range(2):
+        x, errors = (torch.randn(3, 5, size, dtype=torch.float64) for size in (4, 2))
+        hidden.zero_grad()
+        torch.stack([head(torch.tanh(hidden(step))) for step in x]).backward(errors)
+        expected = torch.zeros_like(hidden.weight)
+        for step, error in zip(x, errors, strict=True):
+            slope = 1 - torch.tanh(hidden(step).detach()) ** 2
+            expected += ((error @ feedback) * slope).T @ step
+        torch.testing.assert_close(hidden.weight.grad, expected)
+
+
+def test_one_error_serves_all_time_steps_before_it():
+    """A cell of dense layers, and a read-out of its last state."""
+    inner, head = nn.Linear(4, 4).double(), nn.Linear(4, 2).double()
+    feedback = torch.randn(2, 4, dtype=torch.float64)
+    mechanism = bouton.FeedbackAlignment(kind="dfa", init=lambda *_: feedback)
+    bouton.attach(nn.ModuleList([inner, head]), None, [mechanism])
+    states = [torch.randn(5, 4, dtype=torch.float64)]
+    for _ in range(3):
+        states.append(torch.tanh(inner(states[-1])))
+    error = torch.randn(5, 2, dtype=torch.float64)
+    head(states[-1]).backward(error)
+    expected = torch.zeros_like(inner.weight)
+    for before, after in itertools.pairwise(states):
+        expected += ((error @ feedback) * (1 - after**2)).T @ before
+    torch.testing.assert_close(inner.weight.grad, expected)
+
+
+def test_a_read_out_that_runs_ahead_is_refused():
+    """Three time steps of the hidden layers, and then three of the read-out: whose error is whose?"""
+    model = nn.ModuleList([nn.Linear(4, 3), nn.Linear(3, 3), nn.Linear(3, 2)])
+    bouton.attach(model, None, [bouton.FeedbackAlignment(kind="dfa")])
+    signals = [torch.tanh(model[0](torch.randn(5, 4))) for _ in range(3)]
+    signals = [torch.tanh(model[1](signal)) for signal in signals]
+    outputs = torch.stack([model[2](signal) for signal in signals])
+    with pytest.raises(ValueError, match=r"one error of the read-out for each.*found 3 at 1\.weight"):
+        outputs.sum().backward()
+
+
+def test_feedback_alignment_may_leave_the_read_out():
+    model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 2))
+    handle = bouton.attach(model, None, [bouton.FeedbackAlignment(where=["0", "2"])])
+    model(torch.randn(5, 4)).sum().backward()
+    assert "angle" in handle.stats()["FeedbackAlignment"]["2.weight"]
 
 
 def test_pausing_is_back_propagation():

@@ -89,20 +89,11 @@ def same(first, second):
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.fixture
-def known(request):
-    """Feedback alignment does not know a convolution's input with a time axis before the batch axis."""
-    values = request.node.callspec.params
-    multi_step = (values["net_name"], values["mode"]) == ("convolutional", "m")
-    if multi_step and getattr(values["mechanism"], "kind", None) == "fa":
-        request.applymarker(pytest.mark.xfail(strict=True, raises=RuntimeError))
-
-
 @over_nets
 @over_modes
 @over_optimizers
 @pytest.mark.parametrize("mechanism", NEUTRAL.values(), ids=NEUTRAL)
-def test_zero_strength_leaves_every_bit(mechanism, optimizer_name, mode, net_name, known):
+def test_zero_strength_leaves_every_bit(mechanism, optimizer_name, mode, net_name):
     plain = train(*build(net_name, mode, optimizer_name), steps=3)
     net, optimizer = build(net_name, mode, optimizer_name)
     bouton.attach(net, optimizer, [mechanism])
@@ -113,7 +104,7 @@ def test_zero_strength_leaves_every_bit(mechanism, optimizer_name, mode, net_nam
 @over_modes
 @over_optimizers
 @pytest.mark.parametrize("mechanism", EXAMPLES.values(), ids=EXAMPLES)
-def test_trains_and_comes_off(mechanism, optimizer_name, mode, net_name, known):
+def test_trains_and_comes_off(mechanism, optimizer_name, mode, net_name):
     plain = train(*build(net_name, mode, optimizer_name), steps=3)
     net, optimizer = build(net_name, mode, optimizer_name)
     handle = bouton.attach(net, optimizer, [mechanism])

@@ -20,6 +20,13 @@ Init = (
 )
 
 
+_AMBIGUOUS = (
+    "kind={!r} needs one error of the read-out for each error of another layer, and found {} at {}. Where "
+    "where= leaves the read-out out, take it in, or name it with readout=; where it runs several times, as "
+    "through time, let all layers take one time step before the next, or use kind='fa'"
+)
+
+
 @register(
     paper="GRAPES (Nat. Commun. 13, 2022)",
     neutral=({"init": "weights"},),
@@ -47,12 +54,14 @@ class FeedbackAlignment(Mechanism):
         init: ``"uniform"`` draws ``B`` from U[-1/sqrt(n), 1/sqrt(n)] with ``n`` the entries of one row;
             ``"weights"`` (``"fa"`` only) follows the layer's own weights, which is back-propagation, as a
             control; or a function ``(path, shape, generator) -> Tensor``, or a mapping from path to tensor.
-        where: see :class:`bouton.Mechanism`; the read-out must be among the layers.
+        where: see :class:`bouton.Mechanism`; for ``"dfa"`` and ``"ifa"`` the read-out must be among the
+            layers. Of several read-outs, ``e`` is the error at the first.
 
     Raises:
         ValueError: an unknown kind or init, or ``"weights"`` with another kind than ``"fa"``. While
-            training: an ``init`` that gives no tensor of the right shape for a layer; ``"ifa"`` in a net
-            whose layers run more than once, or whose sizes change between the layers, as by pooling.
+            training: an ``init`` that gives no tensor of the right shape for a layer; ``"dfa"`` where the
+            read-out runs through several time steps before the other layers; ``"ifa"`` in a net whose
+            layers run more than once, or whose sizes change between the layers, as by pooling.
 
     Note:
         When not to use it: to reach a better accuracy. It is a model of learning without weight transport,
@@ -109,7 +118,9 @@ class FeedbackAlignment(Mechanism):
             return passage.through(synapses.weight)
         if self.kind == "fa":
             return passage.through(self._feedback(synapses, tuple(synapses.weight.shape)))
-        error = passage.output_error.to(synapses.weight.dtype)
+        if len(passage.output_errors) != 1:
+            raise ValueError(_AMBIGUOUS.format(self.kind, len(passage.output_errors), synapses.name))
+        error = passage.output_errors[0].to(synapses.weight.dtype)
         if synapses.weight.ndim == 2:  # a dense layer: one vector for each position of its input
             feedback = self._feedback(synapses, (error.shape[-1], passage.shape[-1]))
             return _spread(error @ feedback, passage.shape, synapses.name)
