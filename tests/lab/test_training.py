@@ -8,7 +8,7 @@ from torch import nn
 
 import bouton
 from bouton.lab import data as lab_data
-from bouton.lab import training
+from bouton.lab import define, training
 from bouton.lab.arms import arms_of
 from bouton.lab.dataset import Dataset
 from bouton.lab.models import cnn, mlp
@@ -116,3 +116,37 @@ def test_stats_of_the_mechanisms_are_kept(small):
     result = training.train(small.config(small.arms[2], 0))
     assert set(result.stats) == {"Grapes"}
     assert bouton.__version__ == result.environment["bouton"]
+
+
+SPIKES = """
+import torch
+from bouton.lab import Dataset
+from bouton.lab.spikes import SpikeTrains
+
+def make_data():
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(2).repeat(60)
+    images = (100 + 100 * y).byte()[:, None].repeat(1, 9)
+    spikes = SpikeTrains.draw(images, 5, generator)
+    return Dataset("spikes", spikes, y, spikes, y, classes=2)
+"""
+
+
+@pytest.mark.parametrize("model", ["snn", "mlp", "lstm", "transformer", "cnn"])
+def test_models_train_on_spikes_and_are_tested_batch_by_batch(model, user_file, monkeypatch):
+    comparison = define(
+        data=f"{user_file(SPIKES)}:make_data",
+        model=model,
+        samples=100,
+        epochs=6,
+        batch_size=10,
+        lr=0.003,
+        optimizer="adam",
+    )
+    config = comparison.config(comparison.arms[0], 0)
+    whole = training.train(config).epochs
+    assert whole[-1].test_accuracy > 0.8 and whole[-1].step == 60
+    monkeypatch.setattr(training, "TEST_BATCH", 7)
+    parts = training.train(config).epochs
+    assert [epoch.test_accuracy for epoch in parts] == [epoch.test_accuracy for epoch in whole]
+    assert parts[-1].test_loss == pytest.approx(whole[-1].test_loss, rel=1e-4)
