@@ -203,3 +203,44 @@ def angle(first: Tensor, second: Tensor) -> float:
     product = sum(a * b for a, b in zip(first.tolist(), second.tolist(), strict=True))
     lengths = [math.sqrt(sum(a * a for a in vector.tolist())) for vector in (first, second)]
     return math.degrees(math.acos(max(-1, min(1, product / (lengths[0] * lengths[1])))))
+
+
+def expanded(layer: torch.nn.Module, gamma: int, phi: callable, inputs: Tensor) -> Tensor:
+    """What ``gamma`` consecutive nodes of ``layer`` make together, one synapse bundle at a time."""
+    if isinstance(layer, torch.nn.Linear):
+        outputs = inputs.new_zeros(*inputs.shape[:-1], layer.out_features // gamma)
+        for index in itertools.product(*(range(size) for size in outputs.shape)):
+            for node in range(index[-1] * gamma, (index[-1] + 1) * gamma):
+                sums = sum(w * x for w, x in zip(layer.weight[node], inputs[index[:-1]], strict=True))
+                outputs[index] += phi(sums + (0 if layer.bias is None else layer.bias[node]))
+        return outputs
+    channels = []
+    for first in range(0, layer.out_channels, gamma):
+        members = (phi(channel(layer, node, inputs)) for node in range(first, first + gamma))
+        channels.append(sum(members))
+    return torch.cat(channels, 1)
+
+
+def channel(layer: torch.nn.Module, node: int, inputs: Tensor) -> Tensor:
+    """One output channel of a convolution, by a convolution that has no other."""
+    own_inputs, own_nodes = layer.in_channels // layer.groups, layer.out_channels // layer.groups
+    group = node // own_nodes
+    inputs = inputs[:, group * own_inputs : (group + 1) * own_inputs]
+    if layer.transposed:
+        weight = layer.weight[group * own_inputs : (group + 1) * own_inputs, node % own_nodes, None]
+    else:
+        weight = layer.weight[node, None]
+    single = type(layer)(
+        own_inputs,
+        1,
+        layer.kernel_size,
+        stride=layer.stride,
+        padding=layer.padding,
+        padding_mode=layer.padding_mode,
+        dtype=inputs.dtype,
+    )
+    bias = torch.zeros(1) if layer.bias is None else layer.bias[node, None]
+    with torch.no_grad():
+        single.weight.copy_(weight)
+        single.bias.copy_(bias)
+        return single(inputs)

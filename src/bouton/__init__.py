@@ -2,6 +2,8 @@
 
 from bouton.attachment import Attachment, attach, detach
 from bouton.bio_config import from_bio_config
+from bouton.consolidation import consolidate
+from bouton.expansion import expand
 from bouton.feedback import Passage
 from bouton.mechanism import (
     SITES,
@@ -54,7 +56,9 @@ __all__ = [
     "VolumePlasticity",
     "WiringRule",
     "attach",
+    "consolidate",
     "detach",
+    "expand",
     "find_groups",
     "from_bio_config",
     "register",
