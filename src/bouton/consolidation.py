@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import cast
@@ -15,7 +14,7 @@ from bouton.layer import LayerHook, clear_layer
 from bouton.layer_types import Layout
 from bouton.mechanisms.multi_synapse import MultiSynapse
 from bouton.readers import Reader, Traces, UnmergeableError
-from bouton.surgery import replaced, resize, unfit, weight_owners, wide
+from bouton.surgery import copied, replaced, resize, unfit, weight_owners, wide
 from bouton.synapse import find_groups
 
 _NONLINEAR = "its synaptic activation is {!r}, and only the identity's synapses add up"
@@ -72,7 +71,7 @@ def consolidate(model: nn.Module) -> nn.Module:
     """
     if not isinstance(model, nn.Module):
         raise ValueError(f"model must be a torch.nn.Module, found {type(model).__name__}")
-    model = copy.deepcopy(model)
+    model = copied(model)
     owners = weight_owners(model)
     messages: list[str] = []
     for path, module in reversed([*model.named_modules()]):  # an expanded layer may lie within another

@@ -16,7 +16,7 @@ from bouton.expanded import Activation, Expanded, is_identity
 from bouton.layer import MARK
 from bouton.mechanism import Mechanism, RandomStream, Where
 from bouton.mechanisms.multi_synapse import ACTIVATIONS
-from bouton.surgery import KINDS, replaced, resize, unfit, weight_owners, wide
+from bouton.surgery import KINDS, copied, replaced, resize, unfit, weight_owners, wide
 from bouton.synapse import SynapseGroup, find_groups
 
 
@@ -91,7 +91,7 @@ def expand(
         )
     """
     _check(model, gamma, activation)
-    model = copy.deepcopy(model)
+    model = copied(model)
     groups = find_groups(model, readout)
     chosen = _choose(groups, where)
     owners = weight_owners(model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import cast
 
@@ -22,6 +23,16 @@ KINDS: tuple[type[nn.Module], ...] = (
     nn.ConvTranspose2d,
     nn.ConvTranspose3d,
 )
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy, also of a model with pruned weights.
+
+    Those are computed anew in each forward pass, and torch refuses to copy what was computed with a gradient.
+    """
+    tensors = [value for module in model.modules() for value in vars(module).values()]
+    computed = [value for value in tensors if isinstance(value, Tensor) and not value.is_leaf]
+    return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in computed})
 
 
 def wide(values: Tensor) -> Tensor:
