@@ -141,6 +141,17 @@ def test_a_forward_pass_written_by_hand_is_followed(flatten):
     assert_same_outputs(model, plain, torch.randn(2, 3, 8, 8).double())
 
 
+@pytest.mark.parametrize(
+    "flatten", [lambda x: x.view(x.size(1), -1), lambda x: x.view(x.size(0), 72), lambda x: x.view(-1, 72)]
+)
+def test_other_reshapings_are_not_followed(flatten):
+    model = Written(flatten).double()
+    bouton.attach(model, None, [bouton.MultiSynapse(where="up")])
+    with pytest.warns(UserWarning, match=r"folds up, but keeps all of its nodes"):
+        plain = bouton.consolidate(model)
+    assert_same_outputs(model, plain, torch.randn(8, 3, 8, 8).double())
+
+
 def test_flattened_sequences_are_folded_along_their_features():
     model = nn.Sequential(nn.Linear(3, 4), nn.Flatten(), nn.Linear(20, 2)).double()
     bouton.attach(model, None, [bouton.MultiSynapse()])
@@ -188,9 +199,36 @@ class Recurrent(Residual):
         return self.readout(self.layer(self.layer(x).relu()).relu())
 
 
+class Twice(Residual):
+    def forward(self, x):
+        return self.readout(self.layer(x)) + self.layer(2 * x).sum()
+
+
 class ReadsWeight(Residual):
     def forward(self, x):
         return self.readout(self.layer(x)) + self.readout.weight.sum()
+
+
+class ReadsSize(Residual):
+    def forward(self, x):
+        return self.readout(self.layer(x)) / self.layer.out_features
+
+
+class OptionalInput(Residual):
+    def forward(self, x, shift=None):
+        hidden = self.layer(x)
+        return hidden if shift is None else self.readout(hidden)
+
+
+class ManyInputs(Residual):
+    def forward(self, x, a=None, b=None, c=None, d=None, e=None):
+        return self.readout(self.layer(x))
+
+
+class HookedPart(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Sequential(Residual().layer, nn.Linear(4, 4)), nn.Linear(4, 2))
+        self[0].register_forward_hook(_watch)
 
 
 class Branching(Residual):
@@ -221,7 +259,7 @@ def tied_reader():
 
 
 def _first(path, module):
-    return path in ("0", "layer")
+    return path in ("0", "0.0", "layer")
 
 
 def hooked(number):
@@ -237,9 +275,14 @@ def _watch(module, inputs, output):
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (Residual, "layer, but keeps its 4 nodes: it is combined with another signal in add"),
+        (Residual, "layer, but keeps all of its nodes: it is combined with another signal in add"),
         (Recurrent, "it goes to layer, which reads other signals as well"),
-        (ReadsWeight, "reads the weight of readout without calling it"),
+        (Twice, "it goes to sum"),
+        (ReadsWeight, "reads weight of readout"),
+        (ReadsSize, "reads out_features of layer"),
+        (OptionalInput, "it is an output of forward"),
+        (ManyInputs, "it has 5 optional inputs"),
+        (HookedPart, "no call of it is seen in the traced model"),
         (Branching, "the model cannot be traced"),
         (Permuted, "it goes to flip"),
         (Features, "it is combined with another signal in add"),
@@ -314,6 +357,42 @@ def test_what_cannot_be_folded_stays_as_it_is(make, mechanism, reason):
     bouton.detach(left)
 
 
+class ReadsOwnWeight(Residual):
+    def forward(self, x):
+        return self.readout(self.layer(x)) + self.layer.weight.sum()
+
+
+def test_a_layer_whose_weight_is_read_stays_as_it_is():
+    model = ReadsOwnWeight().double()
+    bouton.attach(model, None, [bouton.MultiSynapse()])
+    with pytest.warns(UserWarning, match="leaves layer as it is: .* reads the weights of layer"):
+        assert_same_outputs(model, bouton.consolidate(model), torch.randn(4, 4).double())
+
+
+class Remembers(Residual):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x, shift=None):
+        self.calls += 1
+        self.hidden = self.layer(x.to(self.layer.weight.dtype)).relu()
+        if shift is not None:
+            self.hidden = self.hidden + 1
+        return self.readout(self.hidden)
+
+
+def test_tracing_leaves_no_trace_in_the_model():
+    model = Remembers().double()
+    bouton.attach(model, None, [bouton.MultiSynapse()])
+    plain = consolidate(model)
+    assert plain.layer.out_features == 2
+    assert model.calls == plain.calls == 0 and "hidden" not in vars(model) | vars(plain)
+    assert_same_outputs(model, plain, torch.randn(3, 4).double())
+    x = torch.randn(3, 4).double()
+    torch.testing.assert_close(plain(x, 1), model(x, 1), rtol=0, atol=1e-12)
+
+
 def test_a_tied_layer_stays_as_it_is():
     model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4), nn.Linear(4, 2)).double()
     model[2].weight = model[0].weight
@@ -368,6 +447,20 @@ def test_a_layer_before_one_that_is_left_keeps_its_nodes():
     assert_same_outputs(model, left, torch.randn(3, 4).double())
 
 
+class Own(nn.Linear):
+    def forward(self, x):
+        return super().forward(x) + 1
+
+
+def test_a_model_with_a_layer_that_is_left_is_followed():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), Own(4, 4), nn.Linear(4, 2)).double()
+    bouton.attach(model, None, [bouton.MultiSynapse(where=["0", "2"])])
+    with pytest.warns(UserWarning, match="leaves 2 as it is: its type Own may do more") as caught:
+        left = bouton.consolidate(model)
+    assert len(caught) == 1 and left[0].out_features == 2
+    assert_same_outputs(model, left, torch.randn(3, 4).double())
+
+
 @pytest.mark.filterwarnings("ignore:consolidate folds:UserWarning")
 def test_a_transformer_is_folded():
     def make(width=8):
@@ -392,7 +485,7 @@ def test_a_transformer_is_folded():
 def test_layers_at_the_end_of_a_transformers_block_are_named():
     model = nn.TransformerEncoderLayer(8, 2, 16)
     bouton.attach(model, None, [bouton.MultiSynapse()], readout=())
-    with pytest.warns(UserWarning, match="linear2, but keeps its 8 nodes: it is an output of _ff_block"):
+    with pytest.warns(UserWarning, match="folds linear2, .* it is an output of _ff_block"):
         bouton.consolidate(model)
 
 
@@ -427,10 +520,11 @@ def test_expanded_convolutions_of_all_kinds_are_folded():
     model = nn.Sequential(
         nn.Conv2d(4, 6, 3, groups=2, padding=1, padding_mode="circular"),
         nn.BatchNorm2d(6),
-        nn.ConvTranspose2d(6, 4, 3, groups=2, bias=False),
+        nn.ConvTranspose2d(6, 4, 3, bias=False),
         nn.Conv2d(4, 2, 1),
     ).double()
     expanded = bouton.expand(model, 3, readout=())
+    assert all(parameter.is_contiguous() for parameter in expanded.parameters())
     plain = consolidate(expanded)
     assert_same_architecture(model, plain)
     assert_same_outputs(expanded, plain, torch.randn(2, 4, 5, 5).double())
@@ -481,7 +575,7 @@ def test_a_lone_layer_is_folded():
     plain = consolidate(bouton.expand(layer, readout=()))
     assert_same_architecture(layer, plain)
     bouton.attach(layer, None, [bouton.MultiSynapse()], readout=())
-    with pytest.warns(UserWarning, match="folds the model, but keeps its 2 nodes"):
+    with pytest.warns(UserWarning, match="folds the model, but keeps all of its nodes"):
         assert_same_outputs(layer, bouton.consolidate(layer), torch.randn(3, 4))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import cast
 
 from torch import Tensor, nn
@@ -13,12 +13,13 @@ from bouton.expanded import Expanded, is_identity, sum_members
 from bouton.layer import LayerHook, clear_layer
 from bouton.layer_types import Layout
 from bouton.mechanisms.multi_synapse import MultiSynapse
-from bouton.readers import Reader, Traces, UnmergeableError
+from bouton.readers import Reader, Readers, UnmergeableError
 from bouton.surgery import copied, replaced, resize, unfit, weight_owners, wide
 from bouton.synapse import find_groups
 
 _NONLINEAR = "its synaptic activation is {!r}, and only the identity's synapses add up"
 _Owners = Mapping[nn.Parameter, list[str]]
+_Layouts = Mapping[nn.Module, Layout]
 
 
 def consolidate(model: nn.Module) -> nn.Module:
@@ -97,69 +98,76 @@ def _why_apart(module: Expanded, owners: _Owners) -> str | None:
 
 def _folded(module: Expanded) -> nn.Module:
     layer = module.synapses
-    for claim in _wirings(layer):
-        _pool(layer, module.layout, _gamma(claim), merge=False)
+    if wiring := _wiring(layer):
+        _pool(layer, module.layout, _gamma(wiring), merge=False)
     clear_layer(layer)
     _pool(layer, module.layout, module.gamma, merge=True)
     return layer
 
 
-def _wirings(layer: nn.Module) -> Iterator[Claim]:
+def _wiring(layer: nn.Module) -> Claim | None:
     """What transforms a layer's output."""
-    for hook in layer._forward_hooks.values():
-        if isinstance(hook, LayerHook):
-            yield from hook.wirings
+    hooks = [hook for hook in layer._forward_hooks.values() if isinstance(hook, LayerHook)]
+    return next((claim for hook in hooks for claim in hook.wirings), None)
 
 
-def _gamma(claim: Claim) -> int:
-    return cast(MultiSynapse, claim.mechanism).gamma
+def _gamma(wiring: Claim) -> int:
+    return cast(MultiSynapse, wiring.mechanism).gamma
 
 
 def _why_grouped(layer: nn.Module, owners: _Owners) -> str | None:
     """Why a layer's weights cannot take in the sum over its groups, None if they can."""
     if reason := unfit(layer, owners):
         return reason
-    for claim in _wirings(layer):
-        if not isinstance(claim.mechanism, MultiSynapse):
-            return f"{type(claim.mechanism).__name__} transforms its output"
-        if not is_identity(claim.mechanism.activation):
-            return _NONLINEAR.format(claim.mechanism.activation)
-        if not isinstance(layer, nn.Linear):
-            convolution = cast(nn.Conv1d, layer)
-            if convolution.out_channels // convolution.groups % claim.mechanism.gamma:
-                return f"its groups of {_gamma(claim)} nodes do not fit into its channel groups"
+    wiring = _wiring(layer)
+    mechanism = wiring.mechanism if wiring else MultiSynapse(gamma=1)
+    if not isinstance(mechanism, MultiSynapse):
+        return f"{type(mechanism).__name__} transforms its output"
+    if not is_identity(mechanism.activation):
+        return _NONLINEAR.format(mechanism.activation)
+    if not isinstance(layer, nn.Linear):
+        convolution = cast(nn.Conv1d, layer)
+        if convolution.out_channels // convolution.groups % mechanism.gamma:
+            return f"its groups of {mechanism.gamma} nodes do not fit into its channel groups"
     return None
 
 
 def _fold_groups(model: nn.Module, owners: _Owners) -> list[str]:
     """Fold all grouped layers, take everything else off, and say what was not folded in full."""
     messages: list[str] = []
-    gammas: dict[str, int] = {}
+    grouped: dict[str, int] = {}
+    readers = Readers(model) if any(map(_wiring, model.modules())) else None
     for path, layer in model.named_modules():
-        claims = [*_wirings(layer)]
-        if claims and (reason := _why_grouped(layer, owners)):
-            messages.append(f"leaves {path or 'the model'} as it is: {reason}")
-        else:
-            clear_layer(layer)
-            gammas |= dict.fromkeys([path], *map(_gamma, claims)) if claims else {}
-    if not gammas:
-        return messages
-    traces = Traces(model)
+        if (wiring := _wiring(layer)) and readers:
+            if reason := _why_grouped(layer, owners) or readers.why_bound(layer):
+                messages.append(f"leaves {path or 'the model'} as it is: {reason}")
+                continue
+            grouped[path] = _gamma(wiring)
+        clear_layer(layer)
     layouts = {layer: group.layout for group in find_groups(model) for layer in group.layers}
-    for path, gamma in gammas.items():
+    for path, gamma in grouped.items():
         layer = model.get_submodule(path)
-        count = layouts[layer].nodes(cast(Tensor, layer.weight)).shape[0]
-        try:
-            readers = traces.readers(layer, layouts[layer].output_axis)
-            merged = [_merged_inputs(r, layouts, count, gamma, owners) for r in readers]
-        except UnmergeableError as reason:
-            messages.append(f"folds {path or 'the model'}, but keeps its {count} nodes: {reason}")
-            _pool(layer, layouts[layer], gamma, merge=False)
-        else:
-            _pool(layer, layouts[layer], gamma, merge=True)
-            for reader, nodes in zip(readers, merged, strict=True):
-                resize(reader.layer, layouts[reader.layer], nodes, None)
+        if readers and gamma > 1 and (reason := _fold_group(layer, gamma, readers, layouts, owners)):
+            messages.append(f"folds {path or 'the model'}, but keeps all of its nodes: {reason}")
     return messages
+
+
+def _fold_group(
+    layer: nn.Module, gamma: int, readers: Readers, layouts: _Layouts, owners: _Owners
+) -> str | None:
+    """Fold one layer, and say why all of its nodes stay, if they do."""
+    layout = layouts[layer]
+    count = layout.nodes(cast(Tensor, layer.weight)).shape[0]
+    try:
+        own = readers.of(layer, layout.output_axis)
+        merged = [_merged_inputs(reader, layouts, count, gamma, owners) for reader in own]
+    except UnmergeableError as reason:
+        _pool(layer, layout, gamma, merge=False)
+        return str(reason)
+    _pool(layer, layout, gamma, merge=True)
+    for reader, nodes in zip(own, merged, strict=True):
+        resize(reader.layer, layouts[reader.layer], nodes, None)
+    return None
 
 
 def _pool(layer: nn.Module, layout: Layout, gamma: int, merge: bool) -> None:
@@ -174,9 +182,7 @@ def _pool(layer: nn.Module, layout: Layout, gamma: int, merge: bool) -> None:
     resize(layer, layout, cast(Tensor, weights), biases)
 
 
-def _merged_inputs(
-    reader: Reader, layouts: Mapping[nn.Module, Layout], count: int, gamma: int, owners: _Owners
-) -> Tensor:
+def _merged_inputs(reader: Reader, layouts: _Layouts, count: int, gamma: int, owners: _Owners) -> Tensor:
     """The weights of a reader that gets each group's signal once."""
     if reason := unfit(reader.layer, owners):
         raise UnmergeableError(f"it goes to a layer which cannot change: {reason}")

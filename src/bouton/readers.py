@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import fx, nn
 
-from bouton.layer import MARK
 from bouton.pointwise import channelwise_axes, is_batch_size, is_flattening, is_pointwise
 from bouton.surgery import KINDS
-
-# torch's own layers, in which these methods alone use linear1 and linear2; no tracer gets through the whole
-_BLOCKS = {nn.TransformerEncoderLayer: "_ff_block", nn.TransformerDecoderLayer: "_ff_block"}
+from bouton.tracing import Trace, trace_model
 
 
 @dataclass(frozen=True)
@@ -33,37 +29,20 @@ class UnmergeableError(Exception):
     """Says why the readers of a layer's output are not known, or are not only such layers."""
 
 
-@dataclass(frozen=True)
-class _Trace:
-    """What one forward pass does, in a model or in a part of it."""
-
-    name: str
-    graph: fx.Graph
-    modules: Mapping[fx.Node, nn.Module]
-    parameters: frozenset[str]  # those that the forward pass reads without calling their layer
-
-
-class Traces:
-    """The forward pass of a model, traced.
-
-    It is that in evaluation mode, in which dropout does nothing, and on inputs with a batch axis.
-    """
+class Readers:
+    """Finds the readers of a model's layers in its traced forward pass, on inputs with a batch axis."""
 
     def __init__(self, model: nn.Module) -> None:
         self._paths = {module: path for path, module in model.named_modules()}
-        self._traces: list[_Trace] = []
-        self._failures: list[str] = []
-        twin = copy.deepcopy(model).eval()  # a forward pass that is traced may leave its proxies behind
-        places = [("", twin, "forward")]
-        places += [
-            (path, part, _BLOCKS[type(part)])
-            for path, part in twin.named_modules()
-            if type(part) in _BLOCKS
-        ]
-        for path, part, method in places:
-            self._trace(model.get_submodule(path), path, part, method)
+        self._traces, self._failures = trace_model(model)
 
-    def readers(self, layer: nn.Module, axis: int) -> list[Reader]:
+    def why_bound(self, layer: nn.Module) -> str | None:
+        """Why other weights would change more than the layer's output, None if they do not."""
+        if self._read(layer) & {"weight", "bias"}:
+            return f"the forward pass reads the weights of {self._paths[layer]} beside calling it"
+        return None
+
+    def of(self, layer: nn.Module, axis: int) -> list[Reader]:
         """The layers that read the output of ``layer``, whose nodes lie on ``axis``, counted from the end.
 
         Raises:
@@ -75,9 +54,10 @@ class Traces:
         for trace in self._traces:
             found += self._follow(trace, layer, axis)
         for module in [layer, *(reader.layer for reader in found)]:
-            path = self._paths[module]
-            if any(name.rpartition(".")[0] == path for trace in self._traces for name in trace.parameters):
-                raise UnmergeableError(f"the forward pass reads the weight of {path} without calling it")
+            if names := self._read(module):
+                raise UnmergeableError(
+                    f"the forward pass reads {', '.join(sorted(names))} of {self._paths[module]}"
+                )
         for reader in set(found):
             calls = sum(module is reader.layer for t in self._traces for module in t.modules.values())
             if calls != found.count(reader):
@@ -86,20 +66,12 @@ class Traces:
                 )
         return list(dict.fromkeys(found))
 
-    def _trace(self, original: nn.Module, path: str, part: nn.Module, method: str) -> None:
-        try:
-            graph = _Tracer(method).trace(part)
-        except Exception as error:  # the model's own code ran on proxies, and may raise anything
-            reason = str(error).strip().partition("\n")[0]
-            self._failures.append(f"{path or 'the model'} cannot be traced ({reason})")
-            return
-        modules = {
-            node: original.get_submodule(node.target) for node in graph.nodes if node.op == "call_module"
-        }
-        reads = [f"{path}.{node.target}".removeprefix(".") for node in graph.nodes if node.op == "get_attr"]
-        self._traces.append(_Trace(f"{path}.{method}".removeprefix("."), graph, modules, frozenset(reads)))
+    def _read(self, layer: nn.Module) -> set[str]:
+        """Which weights and sizes of a layer the forward pass is seen to read."""
+        names = [name.rpartition(".") for trace in self._traces for name in trace.reads]
+        return {name for path, _, name in names if path == self._paths[layer]}
 
-    def _follow(self, trace: _Trace, layer: nn.Module, axis: int) -> list[Reader]:
+    def _follow(self, trace: Trace, layer: nn.Module, axis: int) -> list[Reader]:
         found: list[Reader] = []
         flat: dict[fx.Node, bool] = {}  # the layer's signal wherever it goes, and whether it is flattened
         for node in trace.graph.nodes:
@@ -144,12 +116,3 @@ class Traces:
         if module is not None:
             return f"{self._paths[module]} ({type(module).__name__})"
         return str(getattr(node.target, "__name__", node.target))
-
-
-class _Tracer(fx.Tracer):
-    def __init__(self, method: str) -> None:
-        super().__init__()
-        self.traced_func_name = method
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return MARK in m.__dict__ or super().is_leaf_module(m, module_qualified_name)

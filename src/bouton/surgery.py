@@ -28,7 +28,7 @@ KINDS: tuple[type[nn.Module], ...] = (
 def copied(model: nn.Module) -> nn.Module:
     """A deep copy, also of a model with pruned weights.
 
-    Those are computed anew in each forward pass, and torch refuses to copy what was computed with a gradient.
+    Those are computed anew in each forward pass, and torch refuses to copy a tensor with a history.
     """
     tensors = [value for module in model.modules() for value in vars(module).values()]
     computed = [value for value in tensors if isinstance(value, Tensor) and not value.is_leaf]
