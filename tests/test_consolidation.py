@@ -241,6 +241,11 @@ class Permuted(Residual):
         return self.readout(self.layer(x).flip(-1))
 
 
+class HalfFlat(Residual):
+    def forward(self, x):
+        return self.readout(self.layer(x) + self.layer(x).flatten(1))
+
+
 class Features(Residual):
     def forward(self, x):
         hidden = self.layer(x)
@@ -285,6 +290,7 @@ def _watch(module, inputs, output):
         (HookedPart, "no call of it is seen in the traced model"),
         (Branching, "the model cannot be traced"),
         (Permuted, "it goes to flip"),
+        (HalfFlat, "it goes to add"),
         (Features, "it is combined with another signal in add"),
         (AlwaysDropsOut, "it goes to dropout"),
         (tied_reader, "its weight is shared: 2.weight, 4.weight"),
@@ -319,11 +325,13 @@ def test_where_one_node_cannot_stand_for_a_group_the_nodes_stay(make, reason):
         (nn.Linear(5, 2), "sums along another axis"),
         (nn.MaxPool2d(1), r"it goes to 1 \(MaxPool2d\)"),
         (nn.Sequential(nn.Flatten(), nn.Linear(5, 2)), "5 inputs are no multiple of 4 nodes"),
+        (nn.Sequential(nn.Flatten(), nn.MaxPool1d(5), nn.Linear(4, 2)), "it goes to 1.1 .MaxPool1d"),
     ],
 )
 def test_what_reads_a_convolution_otherwise_sees_all_channels(reader, reason):
     model = nn.Sequential(nn.Conv1d(4, 4, 1), reader, nn.Identity()).double()
-    x = torch.randn(4, 5).double() if isinstance(reader, nn.Sequential) else torch.randn(2, 4, 5).double()
+    x = torch.randn(2, 4, 5).double()
+    x = x[0] if "no multiple" in reason else x  # without a batch axis, Flatten keeps the channels
     bouton.attach(model, None, [bouton.MultiSynapse(where="0")], readout=())
     with pytest.warns(UserWarning, match=reason):
         plain = bouton.consolidate(model)
@@ -362,8 +370,14 @@ class ReadsOwnWeight(Residual):
         return self.readout(self.layer(x)) + self.layer.weight.sum()
 
 
-def test_a_layer_whose_weight_is_read_stays_as_it_is():
-    model = ReadsOwnWeight().double()
+class ReadsOwnShape(Residual):
+    def forward(self, x):
+        return self.readout(self.layer(x)) * self.layer.weight.shape[0]
+
+
+@pytest.mark.parametrize("make", [ReadsOwnWeight, ReadsOwnShape])
+def test_a_layer_whose_weight_is_read_stays_as_it_is(make):
+    model = make().double()
     bouton.attach(model, None, [bouton.MultiSynapse()])
     with pytest.warns(UserWarning, match="leaves layer as it is: .* reads the weights of layer"):
         assert_same_outputs(model, bouton.consolidate(model), torch.randn(4, 4).double())
@@ -483,9 +497,12 @@ def test_a_transformer_is_folded():
 
 
 def test_layers_at_the_end_of_a_transformers_block_are_named():
-    model = nn.TransformerEncoderLayer(8, 2, 16)
+    model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     bouton.attach(model, None, [bouton.MultiSynapse()], readout=())
     with pytest.warns(UserWarning, match="folds linear2, .* it is an output of _ff_block"):
+        bouton.consolidate(model)
+    model = nn.TransformerEncoder(model, 1)
+    with pytest.warns(UserWarning, match="it is an output of layers.0._ff_block"):
         bouton.consolidate(model)
 
 
@@ -590,6 +607,12 @@ def test_other_mechanisms_are_taken_off_the_copy_alone():
     assert handle.stats() and MARK in model[0].__dict__
     assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
     bouton.attach(plain, None, [bouton.Grapes()])
+
+
+def test_groups_of_one_are_taken_off_in_silence():
+    model = Residual()
+    bouton.attach(model, None, [bouton.MultiSynapse(gamma=1)])
+    assert torch.equal(consolidate(model).layer.weight, model.layer.weight)
 
 
 def test_a_plain_model_is_copied():

@@ -83,6 +83,10 @@ def test_draws_depend_on_the_seed_and_on_nothing_else():
     assert torch.equal(first[0].synapses.weight, same[0].synapses.weight)
     assert not torch.equal(first[0].synapses.weight, other[0].synapses.weight)
     assert torch.equal(torch.get_rng_state(), state)
+    alike = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
+    alike[1].load_state_dict(alike[0].state_dict())
+    expanded = bouton.expand(alike)
+    assert not torch.equal(expanded[0].synapses.weight, expanded[1].synapses.weight)
     # a layer's draws do not depend on which others are expanded
     assert torch.equal(bouton.expand(model, where="2")[2].synapses.weight, first[2].synapses.weight)
 
@@ -135,6 +139,12 @@ def hooked():
     return model
 
 
+def watched():
+    model = mlp()
+    model[2].register_full_backward_hook(lambda module, below, above: None)
+    return model
+
+
 def pruned():
     model = mlp()
     prune.l1_unstructured(model[2], "weight", 0.5)
@@ -162,6 +172,7 @@ def subclassed():
     [
         (tied, r"leaves 2 .* its weight is shared: 0.weight, 2.weight"),
         (hooked, "leaves 2 .* bears a hook"),
+        (watched, "leaves 2 .* bears a hook"),
         (pruned, "leaves 2 .* pruned or computed"),
         (computed, "leaves 2 .* pruned or computed"),
         (subclassed, "leaves 2 .* its type Own may do more"),
