@@ -36,7 +36,7 @@ def consolidate(model):
 
 def assert_same_outputs(model, other, x):
     model.eval(), other.eval()
-    scale = model(x).abs().max().item()
+    scale = max(model(x).abs().max().item(), 1)  # outputs near zero are differences of larger terms
     tolerance = 1e-12 if x.dtype == torch.float64 else 1e-6
     torch.testing.assert_close(other(x), model(x), rtol=0, atol=tolerance * scale)
 
@@ -89,9 +89,9 @@ def conv_nets(draw):
         layer = draw(st.sampled_from(kinds))(channels, nodes, 2, groups=groups, bias=draw(st.booleans()))
         layers += [layer, nn.ReLU(inplace=True), pool(2, 1)]
         channels = nodes
-    side = nn.Sequential(*layers)(torch.randn(1, 3, *[6] * axes))[0, 0].numel()
+    side = nn.Sequential(*layers)(torch.randn(1, 3, *[8] * axes))[0, 0].numel()
     model = nn.Sequential(*layers, nn.Dropout(), nn.Flatten(), nn.Linear(channels * side, 3))
-    return model.double().eval(), torch.randn(2, 3, *[6] * axes).double()
+    return model.double().eval(), torch.randn(2, 3, *[8] * axes).double()
 
 
 @given(case=conv_nets())
