@@ -286,6 +286,18 @@ def test_expanding_twice_multiplies():
     torch.testing.assert_close(twice(x), model(x), rtol=0, atol=1e-12)
 
 
+def test_alone_it_is_a_larger_learning_rate():
+    plain, x = mlp().double(), torch.randn(9, 6).double()
+    expanded = bouton.expand(plain, 3, readout=())
+    for model, rate in ((plain, 0.3), (expanded, 0.1)):
+        optimizer = torch.optim.SGD(model.parameters(), lr=rate)
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+    torch.testing.assert_close(expanded(x), plain(x), rtol=0, atol=1e-12)
+
+
 def test_every_synapse_has_its_own_rate_and_turnover():
     expanded = bouton.expand(mlp())
     with torch.no_grad():  # equal siblings

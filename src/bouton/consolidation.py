@@ -38,8 +38,9 @@ def consolidate(model: nn.Module) -> nn.Module:
     rounding. A model without any of these is copied, so that this may stand at the end of any training.
 
     Args:
-        model: any module; it is left as it is. Only its ``forward`` is followed, and a forward that cannot
-            be traced is taken to use a layer by calling it.
+        model: any module; it is left as it is. ``torch.fx`` follows its ``forward``, and takes required
+            inputs for tensors; a forward that it cannot trace is taken to use a layer's weights only by
+            calling the layer.
 
     Returns:
         The copy. It has no more parameters than the model, and :func:`bouton.attach` takes it again if
@@ -121,7 +122,7 @@ def _why_grouped(layer: nn.Module, owners: _Owners) -> str | None:
         return reason
     wiring = _wiring(layer)
     mechanism = wiring.mechanism if wiring else MultiSynapse(gamma=1)
-    if not isinstance(mechanism, MultiSynapse):
+    if type(mechanism) is not MultiSynapse:
         return f"{type(mechanism).__name__} transforms its output"
     if not is_identity(mechanism.activation):
         return _NONLINEAR.format(mechanism.activation)

@@ -69,9 +69,9 @@ def expand(
             (which would be untied), a pruned or computed weight, a hook, a subclass.
 
     Note:
-        When not to use it: with the identity and no other mechanism, all synapses of a weight get the same
-        gradient, and the copy trains like the plain model at ``gamma`` times the learning rate (exactly so
-        under plain SGD). It costs ``gamma`` times the arithmetic and memory until
+        When not to use it: with the identity and no other mechanism, because all synapses of a weight then
+        get the same gradient, and under plain SGD an expanded layer trains as the plain one does at
+        ``gamma`` times the learning rate. It also costs ``gamma`` times the arithmetic and memory until
         :func:`bouton.consolidate` folds it.
 
     References:
