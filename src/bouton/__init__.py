@@ -2,8 +2,7 @@
 
 from bouton.attachment import Attachment, attach, detach
 from bouton.bio_config import from_bio_config
-from bouton.consolidation import consolidate
-from bouton.expansion import expand
+from bouton.expansion import consolidate, expand
 from bouton.feedback import Passage
 from bouton.mechanism import (
     SITES,

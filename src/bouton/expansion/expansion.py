@@ -12,11 +12,11 @@ from typing import cast
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from bouton.expanded import Activation, Expanded, is_identity
+from bouton.expansion.expanded import Activation, Expanded, is_identity
+from bouton.expansion.surgery import KINDS, copied, replaced, resize, unfit, weight_owners, wide
 from bouton.layer import MARK
 from bouton.mechanism import Mechanism, RandomStream, Where
 from bouton.mechanisms.multi_synapse import ACTIVATIONS
-from bouton.surgery import KINDS, copied, replaced, resize, unfit, weight_owners, wide
 from bouton.synapse import SynapseGroup, find_groups
 
 

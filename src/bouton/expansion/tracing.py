@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from bouton.surgery import KINDS
+from bouton.expansion.surgery import KINDS
 
 # torch's own layers, in which these methods alone use linear1 and linear2; no tracer gets through the whole
 _BLOCKS = {nn.TransformerEncoderLayer: "_ff_block", nn.TransformerDecoderLayer: "_ff_block"}

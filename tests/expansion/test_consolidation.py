@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 import bouton
-from bouton.expanded import Expanded
+from bouton.expansion.expanded import Expanded
 from bouton.layer import MARK
 
 

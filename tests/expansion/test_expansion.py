@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 import bouton
-from bouton.expanded import Expanded
+from bouton.expansion.expanded import Expanded
 from bouton.mechanisms.multi_synapse import ACTIVATIONS
 
 CONVOLUTIONS = [nn.Conv1d, nn.Conv2d, nn.Conv3d]

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
-from bouton.pointwise import channelwise_axes, is_batch_size, is_flattening, is_pointwise
-from bouton.surgery import KINDS
-from bouton.tracing import Trace, trace_model
+from bouton.expansion.pointwise import channelwise_axes, is_batch_size, is_flattening, is_pointwise
+from bouton.expansion.surgery import KINDS
+from bouton.expansion.tracing import Trace, trace_model
 
 
 @dataclass(frozen=True)
