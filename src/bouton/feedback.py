@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -50,30 +49,35 @@ class Passage:
             return self.error @ weight
         source = torch.zeros(self.shape, dtype=weight.dtype, device=weight.device, requires_grad=True)
         with torch.enable_grad():
-            output = linear_map(self.layer, self.layout, source, weight)
+            output = linear_map(self.layer, self.layout, source, weight, self.error.shape)
         return torch.autograd.grad(output, source, self.error)[0]
 
 
-def linear_map(layer: Any, layout: Layout, source: Tensor, weight: Tensor) -> Tensor:
-    """What the layer makes of ``source`` without its bias and with ``weight``, ``[node, fan-in...]``."""
+def linear_map(
+    layer: nn.Module, layout: Layout, source: Tensor, weight: Tensor, shape: torch.Size | None = None
+) -> Tensor:
+    """What the layer makes of ``source`` without its bias and with ``weight``, ``[node, fan-in...]``.
+
+    ``shape`` is that of its output, which a transposed convolution may have been asked for in the call.
+    """
     if weight.ndim == 2:
         return F.linear(source, weight)
-    stored = layout.nodes(weight)
+    stored, own = layout.nodes(weight), cast(Any, layer)
     for kind, function in _TRANSPOSED.items():
         if isinstance(layer, kind):
-            stride, padding, groups = layer.stride, layer.padding, layer.groups
-            more = layer.output_padding, groups, layer.dilation
-            return cast(Tensor, function(source, stored, None, stride, padding, *more))
-    return cast(Tensor, layer._conv_forward(source, stored, None))
+            size = None if shape is None else shape[layout.output_axis + 1 :]
+            kernel = own.stride, own.padding, own.kernel_size, len(own.kernel_size), own.dilation
+            more = own._output_padding(source, size, *kernel), own.groups, own.dilation
+            return cast(Tensor, function(source, stored, None, own.stride, own.padding, *more))
+    return cast(Tensor, own._conv_forward(source, stored, None))
 
 
 @dataclass
 class Pass:
-    """What the layers of one attachment share of a forward and backward pass; nothing of it is kept."""
+    """What the layers of one attachment share of a forward and backward pass; no copy takes it along."""
 
     output_error: Tensor | None = None
-    calls: list[_Call] = field(default_factory=list)  # relay: the layers of this forward pass, in order
-    relayed: dict[int, Tensor] = field(default_factory=dict)  # relay: errors yet to be sent, by layer
+    path: list[_Stage] = field(default_factory=list)  # relay: the layers of this forward pass, in order
 
     def __reduce__(self) -> tuple[type[Pass], tuple[()]]:
         return (Pass, ())
@@ -114,7 +118,7 @@ class Gate:
         source, self.source = cast(Tensor, self.source), None
         if not output.requires_grad and not (source.requires_grad and torch.is_grad_enabled()):
             return output
-        call = _Call(self, layer, source.shape, [])
+        call = _Call(self, layer, source.shape)
         if source.requires_grad:
             # an in-place change of a view would lose the way that is made here
             output = output.clone() if output._is_view() else output
@@ -124,36 +128,38 @@ class Gate:
         return output
 
     def _enlist(self, call: _Call, output: Tensor, source: Tensor) -> None:
-        calls = self.shared.calls
-        if any(other.gate is self for other in calls):
-            self.shared.calls = []
+        path = self.shared.path
+        if any(stage.call.gate is self for stage in path):
+            self.shared.path = []
             raise ValueError(
                 f"{self.claim.name} is called twice in one forward pass, or the last one ended before the "
                 "read-out: an error that is passed forward needs each layer once; use kind='fa' or 'dfa'"
             )
         # The edges of now: an in-place activation makes another tensor of the output.
-        call.output_edge = get_gradient_edge(output)
         call.source_edge = get_gradient_edge(source) if source.requires_grad else None
-        calls.append(call)
         if self.readout:
-            self.shared.calls, call.path = [], calls
+            self.shared.path, call.path = [], path
+        else:
+            path.append(_Stage(call, get_gradient_edge(output)))
 
 
 @dataclass
 class _Call:
-    """One call of one layer."""
+    """One call of one layer; its node of the graph holds it, so that it must hold nothing from there up."""
 
     gate: Gate
     layer: nn.Module
     shape: torch.Size
-    path: list[_Call]  # relay, read-out: all calls up to this one
-    output_edge: GradientEdge | None = None
     source_edge: GradientEdge | None = None
+    path: list[_Stage] = field(default_factory=list)  # relay, read-out: all layers before this one
+    relayed: Tensor | None = None  # relay: the error yet to be sent
 
     def send(self, error: Tensor) -> Tensor:
         """The error for the layer's input."""
         gate, shared = self.gate, self.gate.shared
         claim = gate.claim
+        if not gate.switch.on:  # since the forward pass
+            return self._passage(error).through(read_weight(self.layer, gate.parameter))
         if gate.readout:
             shared.output_error = error
         if shared.output_error is None:
@@ -162,22 +168,38 @@ class _Call:
                 f"{claim.name}; let where= take the read-out too, or name with readout= the layer whose "
                 "output is the network's"
             )
-        if claim.mechanism.relays:
-            if gate.readout:
-                _relay(self.path, shared)
-            sent = shared.relayed.pop(id(gate))
-        else:
-            sent = self.made_by_rule(error)
+        sent = self._relayed() if claim.mechanism.relays else self.made_by_rule(error)
         unbatched = error.ndim == -claim.layout.output_axis
         some = slice(None) if unbatched else slice(SAMPLES)
         claim.sample = (error[some].clone(), sent[some].clone())
         return sent
 
+    def _relayed(self) -> Tensor:
+        if self.gate.readout:
+            _relay(self)
+        sent, self.relayed = self.relayed, None
+        if sent is None:
+            raise ValueError(
+                f"kind='ifa' passes errors from the first layer forward to one read-out, and so has none "
+                f"for the input of {self.gate.claim.name}: it is the first layer and its input takes a "
+                "gradient, or the loss is not one of that read-out; use kind='fa' or 'dfa'"
+            )
+        return sent
+
     def made_by_rule(self, error: Tensor) -> Tensor:
         """The error that the rule sends."""
-        claim, shared = self.gate.claim, self.gate.shared
-        passage = Passage(error, cast(Tensor, shared.output_error), self.shape, self.layer, claim.layout)
-        return claim.send(read_weight(self.layer, self.gate.parameter), passage)
+        return self.gate.claim.send(read_weight(self.layer, self.gate.parameter), self._passage(error))
+
+    def _passage(self, error: Tensor) -> Passage:
+        output_error = cast(Tensor, self.gate.shared.output_error)
+        return Passage(error, output_error, self.shape, self.layer, self.gate.claim.layout)
+
+
+class _Stage(NamedTuple):
+    """A call on the way of a relayed error, and the way to its output."""
+
+    call: _Call
+    output_edge: GradientEdge
 
 
 def alignment_angle(group: SynapseGroup, error: Tensor, sent: Tensor) -> float:
@@ -188,10 +210,12 @@ def alignment_angle(group: SynapseGroup, error: Tensor, sent: Tensor) -> float:
     passage = Passage(error, error, sent.shape, group.layers[0], group.layout)
     own = passage.through(group.layout.nodes(group.effective()))
     samples = len(error) if error.ndim > -group.layout.output_axis else 1  # or no batch axis
-    own, sent = own.reshape(samples, -1), sent.reshape(samples, -1)
-    cosine = F.cosine_similarity(own, sent).clamp(-1, 1)
+    # in double precision, for a cosine of errors as small as those of a trained net
+    own, sent = own.double().reshape(samples, -1), sent.double().reshape(samples, -1)
+    norms = own.norm(dim=1), sent.norm(dim=1)
+    cosine = (own * sent).sum(1) / norms[0] / norms[1]
     defined = own.any(1) & sent.any(1)
-    return cosine[defined].acos().rad2deg().mean().item()
+    return float(cosine[defined].clamp(-1, 1).acos().rad2deg().mean())
 
 
 class _Send(torch.autograd.Function):
@@ -209,23 +233,23 @@ class _Send(torch.autograd.Function):
         return error, ctx.call.send(error), None
 
 
-def _relay(path: list[_Call], shared: Pass) -> None:
+def _relay(readout: _Call) -> None:
     """Feed the error to the first layer's output, and pass it forward through the weights of the others."""
-    errors: list[Tensor] = []
-    for before, call in itertools.pairwise(path):
-        if not errors:
-            sent = call.made_by_rule(cast(Tensor, shared.output_error))
+    error: Tensor | None = None
+    calls = [*(stage.call for stage in readout.path), readout]
+    for (before, output_edge), call in zip(readout.path, calls[1:], strict=True):
+        if error is None:
+            sent = call.made_by_rule(cast(Tensor, call.gate.shared.output_error))
         else:
             layout = before.gate.claim.layout
-            weight = layout.nodes(read_weight(before.layer, before.gate.parameter)).to(errors[-1].dtype)
-            sent = linear_map(before.layer, layout, errors[-1], weight)
-        sent = _reshaped(sent, call)
-        shared.relayed[id(call.gate)] = sent
-        if call is not path[-1]:
+            weight = layout.nodes(read_weight(before.layer, before.gate.parameter)).to(error.dtype)
+            sent = linear_map(before.layer, layout, error, weight)
+        call.relayed = sent = _reshaped(sent, call)
+        if call is not readout:
             # through the derivative of whatever lies between the two layers; an activation's is diagonal
-            edges = cast(GradientEdge, call.source_edge), cast(GradientEdge, before.output_edge)
-            (error,) = torch.autograd.grad(*edges, sent, retain_graph=True)
-            errors.append(_reshaped(error, call))
+            edge = cast(GradientEdge, call.source_edge)
+            (error,) = torch.autograd.grad(edge, output_edge, sent, retain_graph=True)
+            error = _reshaped(error, call)
 
 
 def _reshaped(error: Tensor, call: _Call) -> Tensor:
