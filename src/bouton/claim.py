@@ -66,6 +66,9 @@ class Claim:
         claim.prepared = frozenset().union(*claim.states)
         return claim
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "sample": None}  # errors of training data have no place in a saved model
+
     def transform(self, weight: Tensor, output: Tensor) -> Tensor:
         """The layer's output after a wiring rule."""
         (synapses,) = self._blocks(weight)

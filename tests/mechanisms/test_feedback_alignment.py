@@ -1,6 +1,7 @@
 import copy
 import gc
 import itertools
+import pickle
 import weakref
 
 import oracles
@@ -330,6 +331,17 @@ def test_a_model_is_copied_after_a_forward_pass_that_failed(kind):
         model = copied  # the original waits for its read-out
     check_same(gradients(copied, x), expected)
     check_same(gradients(model, x), expected)
+
+
+@KINDS
+def test_a_saved_model_holds_no_errors_of_its_training_data(kind):
+    model = mlp()
+    handle = aligned(model, kind)
+    gradients(model, torch.randn(4, 6))
+    size = len(pickle.dumps(model))
+    gradients(model, torch.randn(32, 6))
+    assert len(pickle.dumps(model)) == size
+    assert handle.stats()["FeedbackAlignment"]["4.weight"]["angle"] > 1
 
 
 @KINDS
