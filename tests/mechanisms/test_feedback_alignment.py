@@ -480,7 +480,9 @@ def test_a_transposed_convolution_that_is_asked_for_a_size():
     layer, x = nn.ConvTranspose1d(2, 3, 3, stride=2), torch.randn(2, 2, 5, requires_grad=True)
     (expected,) = torch.autograd.grad(layer(x, [12]).square().sum(), x)
     aligned(layer, "fa", init="weights")
-    (found,) = torch.autograd.grad(layer(x, [12]).square().sum(), x)
+    output = layer(x, [12])
+    assert output.shape[2] == 12
+    (found,) = torch.autograd.grad(output.square().sum(), x)
     torch.testing.assert_close(found, expected)
 
 
