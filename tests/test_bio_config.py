@@ -170,6 +170,11 @@ def test_rates_of_the_first_version_have_no_bounds():
     assert from_bio_config({"fuzzy_learning_rate_factor_nu": 0.9}) == [PlasticityDiversity(nu=0.9)]
 
 
+@pytest.mark.parametrize("gamma", [0, 1])
+def test_groups_of_one_node_are_no_splitting(gamma):
+    assert from_bio_config({"weight_splitting_Gamma": gamma}, calls=()) == []
+
+
 def test_only_what_was_called_is_there():
     assert from_bio_config(LaterConfig(), calls=()) == []
     assert from_bio_config(LaterConfig()) == [PlasticityDiversity()]

@@ -134,3 +134,28 @@ def test_memory_format_is_kept():
 def test_a_weight_is_chosen_by_any_of_its_paths(where, taken):
     report = bouton.attach(Reused(), None, [bouton.MultiSynapse(where=where)]).report()
     assert [row.weight for row in report.rows if row.left_because is None] == taken
+
+
+def test_an_observer_sees_a_raw_output_without_its_graph_and_prepares_with_all_weights_of_its_nodes():
+    seen = []
+
+    class Watching(bouton.Mechanism):
+        site = "error"
+        observes = True
+
+        def prepare(self, synapses):
+            seen.append([tuple(weight.shape) for weight in synapses.companions])
+            return {}
+
+        def observe(self, synapses, output):
+            seen.append(output)
+
+        def rule(self, synapses):
+            return torch.ones(len(synapses.weight))
+
+    cell = nn.RNNCell(4, 3)
+    bouton.attach(cell, None, [Watching()], readout=())
+    output = cell(torch.randn(2, 4))
+    shapes, observed = seen
+    assert shapes == [(3, 3)]
+    assert torch.equal(observed, output) and not observed.requires_grad

@@ -3,7 +3,6 @@
 from bouton.attachment import Attachment, attach, detach
 from bouton.bio_config import from_bio_config
 from bouton.expansion import consolidate, expand
-from bouton.feedback import Passage
 from bouton.mechanism import (
     SITES,
     BackwardWiringRule,
@@ -27,6 +26,7 @@ from bouton.mechanisms import (
     SpineRemodeling,
     VolumePlasticity,
 )
+from bouton.passage import Passage
 from bouton.plan import Report
 from bouton.synapse import SynapseGroup, find_groups
 

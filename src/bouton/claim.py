@@ -10,7 +10,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from bouton.feedback import Passage, alignment_angle
 from bouton.layer_types import Layout
 from bouton.mechanism import (
     BackwardWiringRule,
@@ -23,6 +22,7 @@ from bouton.mechanism import (
     Synapses,
     WiringRule,
 )
+from bouton.passage import Passage, alignment_angle
 from bouton.synapse import SynapseGroup
 
 
@@ -40,6 +40,7 @@ class Claim:
     stream: RandomStream
     depth: float = 0.0
     states: list[dict[str, Tensor]] = field(default_factory=list)  # one for each block of the weight
+    prepared: frozenset[str] = frozenset()  # the names of what the mechanism made at attach
     step: int = 0
     events: int = 0
     changed: Tensor | None = None  # structure: synapses changed so far, counted on the weight's device
@@ -62,7 +63,11 @@ class Claim:
             {name: tensor.clone() for name, tensor in mechanism.prepare(synapses).items()}
             for synapses in claim._blocks(group.effective(), companions=group.beside())
         ]
+        claim.prepared = frozenset().union(*claim.states)
         return claim
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "sample": None}  # errors of training data have no place in a saved model
 
     def transform(self, weight: Tensor, output: Tensor) -> Tensor:
         """The layer's output after a wiring rule."""
@@ -185,8 +190,10 @@ class Claim:
             [{name: tuple(tensor.shape) for name, tensor in state.items()} for state in states]
             for states in (values["tensors"], self.states)
         )
-        # a rule may have made further tensors since
-        if len(found) != len(expected) or any(f | e != f for f, e in zip(found, expected, strict=True)):
+        # on either side, a rule may have made further tensors since
+        if len(found) != len(expected) or any(
+            not self.prepared <= f.keys() or f | e != e | f for f, e in zip(found, expected, strict=True)
+        ):
             raise ValueError(
                 f"the state of {self.key} does not fit: it holds {found}, and this model needs {expected}"
             )

@@ -2,90 +2,42 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
-from torch.nn import functional as F
 
-from bouton.layer_types import Layout
+from bouton.passage import Passage, linear_map
 from bouton.stored import read_weight
 
 if TYPE_CHECKING:
     from bouton.claim import Claim
     from bouton.layer import Switch
-    from bouton.synapse import SynapseGroup
 
-_NOT_RELAYED = (
-    "kind='ifa' passes errors forward from layer to layer, and {} does not follow the layer that ran "
-    "before it; use kind='fa' or 'dfa'"
-)
 SAMPLES = 32  # of each batch are kept to tell how feedback and back-propagation are aligned
-_TRANSPOSED: dict[type[nn.Module], Any] = {
-    nn.ConvTranspose1d: F.conv_transpose1d,
-    nn.ConvTranspose2d: F.conv_transpose2d,
-    nn.ConvTranspose3d: F.conv_transpose3d,
-}
-
-
-@dataclass
-class Passage:
-    """One error on its way down through one layer: what a backward wiring rule sees.
-
-    Attributes:
-        error: the error at the layer's output.
-        output_errors: the errors at the read-out's output that came since this layer had its last one, or
-            the latest where none came since; empty where the read-out is none of the layers. Of several
-            read-outs, each has its own error, and other layers have that of the first.
-        shape: the shape of the layer's input.
-    """
-
-    error: Tensor
-    output_errors: Sequence[Tensor]
-    shape: torch.Size
-    layer: nn.Module
-    layout: Layout
-
-    def through(self, weight: Tensor) -> Tensor:
-        """The error at the layer's input, if it travels through ``weight``, ``[node, fan-in...]``."""
-        weight = weight.to(self.error.dtype)  # autocast runs layers in another
-        if weight.ndim == 2:
-            return self.error @ weight
-        source = torch.zeros(self.shape, dtype=weight.dtype, device=weight.device, requires_grad=True)
-        with torch.enable_grad():
-            output = linear_map(self.layer, self.layout, source, weight)
-        return torch.autograd.grad(output, source, self.error)[0]
-
-
-def linear_map(layer: Any, layout: Layout, source: Tensor, weight: Tensor) -> Tensor:
-    """What the layer makes of ``source`` without its bias and with ``weight``, ``[node, fan-in...]``."""
-    if weight.ndim == 2:
-        return F.linear(source, weight)
-    leading = source.shape[: layout.output_axis]
-    if len(leading) > 1:  # time and batch, which such layers flatten on their own
-        flat = linear_map(layer, layout, source.flatten(0, len(leading) - 1), weight)
-        return cast(Tensor, flat.unflatten(0, leading))
-    stored = layout.nodes(weight)
-    for kind, function in _TRANSPOSED.items():
-        if isinstance(layer, kind):
-            stride, padding, groups = layer.stride, layer.padding, layer.groups
-            more = layer.output_padding, groups, layer.dilation
-            return cast(Tensor, function(source, stored, None, stride, padding, *more))
-    return cast(Tensor, layer._conv_forward(source, stored, None))
+_TWICE = (
+    "{} is called twice in one forward pass, or the last one ended before the read-out: an error that is "
+    "passed forward needs each layer once; use kind='fa' or 'dfa'"
+)
+_NOT_RELAYED = (
+    "kind='ifa' passes errors from the first layer forward, layer by layer, to one read-out, and so has "
+    "none for the input of {}; use kind='fa' or 'dfa'"
+)
+_RESIZED = (
+    "kind='ifa' passes errors forward, and {} does not fit the input {} of {}: what lies before it changes "
+    "the size, as pooling does; use kind='fa' or 'dfa'"
+)
 
 
 @dataclass
 class Pass:
-    """What the layers of one attachment share of a forward and backward pass; nothing of it is kept."""
+    """What the layers of one attachment share of a forward and backward pass; no copy takes it along."""
 
     errors: list[Tensor] = field(default_factory=list)  # at the read-out, of this backward pass
     earlier: int = 0  # errors of passes before
-    calls: list[_Call] = field(default_factory=list)  # relay: the layers of this forward pass, in order
-    relayed: dict[int, Tensor] = field(default_factory=dict)  # relay: errors yet to be sent, by layer
+    path: list[_Stage] = field(default_factory=list)  # relay: the layers of this forward pass, in order
 
     def __reduce__(self) -> tuple[type[Pass], tuple[()]]:
         return (Pass, ())
@@ -139,7 +91,7 @@ class Gate:
             return output
         if self.leads:
             self.shared.begin()
-        call = _Call(self, layer, source.shape, [])
+        call = _Call(self, layer, source.shape)
         if source.requires_grad:
             # an in-place change of a view would lose the way that is made here
             output = output.clone() if output._is_view() else output
@@ -149,47 +101,38 @@ class Gate:
         return output
 
     def _enlist(self, call: _Call, output: Tensor, source: Tensor) -> None:
-        calls = self.shared.calls
-        if any(other.gate is self for other in calls):
-            self.shared.calls = []
-            raise ValueError(
-                f"{self.claim.name} is called twice in one forward pass, or the last one ended before the "
-                "read-out: an error that is passed forward needs each layer once; use kind='fa' or 'dfa'"
-            )
+        path = self.shared.path
+        if any(stage.call.gate is self for stage in path):
+            self.shared.path = []
+            raise ValueError(_TWICE.format(self.claim.name))
         # The edges of now: an in-place activation makes another tensor of the output.
-        call.output_edge = get_gradient_edge(output)
         call.source_edge = get_gradient_edge(source) if source.requires_grad else None
-        calls.append(call)
         if self.readout:
-            self.shared.calls, call.path = [], calls
+            self.shared.path, call.path = [], path
+        else:
+            path.append(_Stage(call, get_gradient_edge(output)))
 
 
 @dataclass
 class _Call:
-    """One call of one layer."""
+    """One call of one layer; its node of the graph holds it, so that it must hold nothing from there up."""
 
     gate: Gate
     layer: nn.Module
     shape: torch.Size
-    path: list[_Call]  # relay, read-out: all calls up to this one
-    output_edge: GradientEdge | None = None
     source_edge: GradientEdge | None = None
+    path: list[_Stage] = field(default_factory=list)  # relay, read-out: all layers before this one
+    relayed: Tensor | None = None  # relay: the error yet to be sent
 
     def send(self, error: Tensor) -> Tensor:
         """The error for the layer's input."""
-        gate, shared = self.gate, self.gate.shared
-        claim = gate.claim
+        gate, claim = self.gate, self.gate.claim
+        if not gate.switch.on:  # since the forward pass
+            return self._passage(error).through(read_weight(self.layer, gate.parameter))
         if gate.leads:
-            shared.errors.append(error)
-        if claim.mechanism.relays:
-            if gate.readout:
-                _relay(self.path, shared)
-            if id(gate) not in shared.relayed:
-                raise ValueError(_NOT_RELAYED.format(claim.name))
-            sent = shared.relayed.pop(id(gate))
-        else:
-            sent = self.made_by_rule(error)
-        gate.seen = shared.earlier + len(shared.errors)
+            gate.shared.errors.append(error)
+        sent = self._relayed(error) if claim.mechanism.relays else self.made_by_rule(error)
+        gate.seen = gate.shared.earlier + len(gate.shared.errors)
         unbatched = error.ndim == -claim.layout.output_axis
         some = slice(None) if unbatched else slice(SAMPLES)
         claim.sample = (error[some].clone(), sent[some].clone())
@@ -197,24 +140,27 @@ class _Call:
 
     def made_by_rule(self, error: Tensor) -> Tensor:
         """The error that the rule sends."""
-        gate, claim = self.gate, self.gate.claim
+        return self.gate.claim.send(read_weight(self.layer, self.gate.parameter), self._passage(error))
+
+    def _passage(self, error: Tensor) -> Passage:
+        gate = self.gate
         output_errors = [error] if gate.readout else gate.shared.since(gate.seen)
-        passage = Passage(error, output_errors, self.shape, self.layer, claim.layout)
-        return claim.send(read_weight(self.layer, gate.parameter), passage)
+        return Passage(error, output_errors, self.shape, self.layer, gate.claim.layout)
+
+    def _relayed(self, error: Tensor) -> Tensor:
+        if self.gate.readout:
+            _relay(self, error)
+        sent, self.relayed = self.relayed, None
+        if sent is None:
+            raise ValueError(_NOT_RELAYED.format(self.gate.claim.name))
+        return sent
 
 
-def alignment_angle(group: SynapseGroup, error: Tensor, sent: Tensor) -> float:
-    """Angle in degrees between what was sent down and what the layer's own weights would send.
+class _Stage(NamedTuple):
+    """A call on the way of a relayed error, and the way to its output."""
 
-    It is taken sample by sample, as the mean over those where it is defined.
-    """
-    passage = Passage(error, [], sent.shape, group.layers[0], group.layout)
-    own = passage.through(group.layout.nodes(group.effective()))
-    samples = len(error) if error.ndim > -group.layout.output_axis else 1  # or no batch axis
-    own, sent = own.reshape(samples, -1), sent.reshape(samples, -1)
-    cosine = F.cosine_similarity(own, sent).clamp(-1, 1)
-    defined = own.any(1) & sent.any(1)
-    return cosine[defined].acos().rad2deg().mean().item()
+    call: _Call
+    output_edge: GradientEdge
 
 
 class _Send(torch.autograd.Function):
@@ -232,32 +178,28 @@ class _Send(torch.autograd.Function):
         return error, ctx.call.send(error), None
 
 
-def _relay(path: list[_Call], shared: Pass) -> None:
+def _relay(readout: _Call, output_error: Tensor) -> None:
     """Feed the error to the first layer's output, and pass it forward through the weights of the others."""
-    errors: list[Tensor] = []
-    for before, call in itertools.pairwise(path):
-        if not errors:
-            sent = call.made_by_rule(shared.errors[-1])
+    error: Tensor | None = None
+    calls = [*(stage.call for stage in readout.path), readout]
+    for (before, output_edge), call in zip(readout.path, calls[1:], strict=True):
+        if error is None:
+            sent = call.made_by_rule(output_error)
         else:
             layout = before.gate.claim.layout
-            weight = layout.nodes(read_weight(before.layer, before.gate.parameter)).to(errors[-1].dtype)
-            sent = linear_map(before.layer, layout, errors[-1], weight)
-        sent = _reshaped(sent, call)
-        shared.relayed[id(call.gate)] = sent
-        if call is not path[-1]:
+            weight = layout.nodes(read_weight(before.layer, before.gate.parameter)).to(error.dtype)
+            sent = linear_map(before.layer, layout, error, weight)
+        call.relayed = sent = _reshaped(sent, call)
+        if call is not readout:
             # through the derivative of whatever lies between the two layers; an activation's is diagonal
-            edges = cast(GradientEdge, call.source_edge), cast(GradientEdge, before.output_edge)
-            (error,) = torch.autograd.grad(*edges, sent, retain_graph=True, allow_unused=True)
+            edge = cast(GradientEdge, call.source_edge)
+            (error,) = torch.autograd.grad(edge, output_edge, sent, retain_graph=True, allow_unused=True)
             if error is None:
                 raise ValueError(_NOT_RELAYED.format(call.gate.claim.name))
-            errors.append(_reshaped(error, call))
+            error = _reshaped(error, call)
 
 
 def _reshaped(error: Tensor, call: _Call) -> Tensor:
     if error.numel() != call.shape.numel():
-        raise ValueError(
-            f"kind='ifa' passes errors forward, and {tuple(error.shape)} does not fit the input "
-            f"{tuple(call.shape)} of {call.gate.claim.name}: what lies before it changes the size, as "
-            "pooling does; use kind='fa' or 'dfa'"
-        )
+        raise ValueError(_RESIZED.format(tuple(error.shape), tuple(call.shape), call.gate.claim.name))
     return error.reshape(call.shape)

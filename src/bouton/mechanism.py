@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
-from bouton.feedback import Passage
+from bouton.passage import Passage
 from bouton.synapse import SynapseGroup
 
 Where = str | Sequence[str] | Callable[[str, nn.Module], bool] | None
@@ -52,7 +52,8 @@ class Synapses:
         gradient: the gradient in the same shape where there is one, as at the rate and structure sites.
         state: the mechanism's own tensors on this weight, made by :meth:`Mechanism.prepare`; a rule may
             replace its entries.
-        step: optimizer steps since ``attach``; at the rate and structure sites this one is counted.
+        step: optimizer steps since ``attach``; at the rate and structure sites this one is counted, except
+            where gradients are scaled, which comes before it.
         axis: the axis of the layer's output that holds the nodes, counted from the end.
         companions: further weights of the same layer that lead into the same nodes, as the recurrent one
             of an LSTM does.

@@ -48,6 +48,11 @@ def test_nodes_without_a_side_of_their_own_excite():
     assert nearest_signs(torch.tensor([[1.0, -1.0], [0.0, 0.0], [1.0, -2.0]])).tolist() == [1, 1, -1]
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_small_weights_in_16_bits_keep_their_side(dtype):
+    assert nearest_signs(torch.full((2, 3), -1e-4, dtype=dtype)).tolist() == [-1, -1]
+
+
 @given(shape=st.tuples(st.integers(1, 3), st.integers(1, 3)), seed=st.integers(0, 99))
 def test_no_other_signs_lose_less(shape, seed):
     weight = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
@@ -136,7 +141,19 @@ def test_signs_that_are_there_already_are_found_and_nothing_is_lost(signs):
     assert handle.stats()["DalePrinciple"]["weight"]["changed"] == 0
 
 
-@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_who_obeys_is_drawn_by_the_seed():
+    layer = nn.Linear(40, 30)
+
+    def obeying(seed):
+        own = copy.deepcopy(layer)
+        attached(own, share=0.5, seed=seed)[1].remodel()
+        return one_sided(own.weight, "outgoing")
+
+    assert obeying(0) == obeying(0)
+    assert obeying(0) != obeying(1)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.29, 0.3, 1.0])
 def test_as_many_nodes_obey_as_were_asked_to(share):
     layer = nn.Linear(40, 30)
     _, handle = attached(layer, share=share)

@@ -1,4 +1,8 @@
+import copy
+import gc
 import itertools
+import pickle
+import weakref
 
 import oracles
 import pytest
@@ -67,6 +71,7 @@ CONVOLUTIONS = {
     "circular": (nn.Conv1d(2, 4, 3, padding=1, padding_mode="circular"), (5, 2, 6)),
     "conv3d": (nn.Conv3d(2, 3, 2), (5, 2, 3, 3, 3)),
     "transposed": (nn.ConvTranspose2d(4, 2, 3, stride=2, output_padding=1, groups=2), (5, 4, 3, 3)),
+    "transposed and dilated": (nn.ConvTranspose1d(2, 3, 3, dilation=2, padding=1), (5, 2, 4)),
     "unbatched": (nn.Conv2d(2, 3, 3), (2, 4, 4)),
     "unbatched dense": (nn.Linear(4, 3), (4,)),
     "sequence": (nn.Linear(4, 3), (5, 6, 4)),
@@ -266,3 +271,291 @@ def test_pausing_is_back_propagation():
         assert torch.equal(gradient(), plain)
     handle.detach()
     assert torch.equal(gradient(), plain)
+
+
+KINDS = pytest.mark.parametrize("kind", ["fa", "dfa", "ifa"])
+
+
+def mlp(width=8):
+    """The same net at every call, with a hidden layer that is neither the first nor the last."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, width), nn.ReLU(), nn.Linear(width, 5), nn.ReLU(), nn.Linear(5, 3))
+
+
+def aligned(model, kind, *others, **arguments):
+    return bouton.attach(model, None, [bouton.FeedbackAlignment(kind=kind, **arguments), *others], seed=1)
+
+
+def gradients(model, x):
+    model.zero_grad()
+    model(x).square().sum().backward()
+    return [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+
+
+def check_same(found, expected, **tolerance):
+    for ours, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, other, **tolerance)
+
+
+class Marked(torch.autograd.Function):
+    """The identity; the graph holds ``held``."""
+
+    @staticmethod
+    def forward(ctx, x, held):
+        ctx.held = held
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, error):
+        return error, None
+
+
+class Mark(nn.Module):
+    def forward(self, x):
+        held = nn.Module()
+        self.seen = weakref.ref(held)
+        return Marked.apply(x, held)
+
+
+@KINDS
+@pytest.mark.parametrize("backward", [True, False])
+def test_a_graph_is_freed_with_its_loss(kind, backward):
+    model = nn.Sequential(nn.Linear(6, 5), Mark(), nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 3))
+    aligned(model, kind)
+    gc.disable()  # what is freed late holds memory of the device meanwhile
+    try:
+        loss = model(torch.randn(4, 6)).sum()
+        if backward:
+            loss.backward()
+        assert model[1].seen() is not None
+        del loss
+        assert model[1].seen() is None
+    finally:
+        gc.enable()
+
+
+@KINDS
+def test_a_graph_that_was_built_before_a_pause_or_a_detach_is_plain(kind):
+    model, x = mlp(), torch.randn(4, 6)
+    plain = gradients(model, x)
+    handle = aligned(model, kind)
+    first, second, third = (model(x).square().sum() for _ in range(3))
+    parameters = list(model.parameters())
+    with handle.paused():
+        check_same(torch.autograd.grad(first, parameters), plain)
+    assert not torch.allclose(torch.autograd.grad(second, parameters)[0], plain[0])
+    handle.detach()
+    check_same(torch.autograd.grad(third, parameters), plain)
+
+
+@KINDS
+def test_layers_frozen_since_attach_pass_errors_on(kind):
+    model, x = mlp(), torch.randn(4, 6)
+    aligned(model, kind)
+    expected = gradients(model, x)
+    model[2].requires_grad_(False)
+    check_same(gradients(model, x), expected[:2] + expected[4:])
+
+
+@KINDS
+def test_passes_without_a_graph_leave_no_trace(kind):
+    model, x = mlp(), torch.randn(4, 6)
+    aligned(model, kind)
+    expected = gradients(model, x)
+    with torch.no_grad():
+        model(x.clone().requires_grad_())
+    with torch.inference_mode():
+        model(x)
+    model(x)  # and one whose graph is not used
+    check_same(gradients(model, x), expected)
+
+
+@KINDS
+def test_a_model_is_copied_after_a_forward_pass_that_failed(kind):
+    model, x = mlp(), torch.randn(4, 6)
+    aligned(model, kind)
+    expected = gradients(model, x)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        model[2](model[0](x)[:, :5])
+    copied = copy.deepcopy(model)
+    if kind == "ifa":
+        model = copied  # the original waits for its read-out
+    check_same(gradients(copied, x), expected)
+    check_same(gradients(model, x), expected)
+
+
+@KINDS
+def test_a_saved_model_holds_no_errors_of_its_training_data(kind):
+    model = mlp()
+    handle = aligned(model, kind)
+    gradients(model, torch.randn(4, 6))
+    size = len(pickle.dumps(model))
+    gradients(model, torch.randn(32, 6))
+    assert len(pickle.dumps(model)) == size
+    assert handle.stats()["FeedbackAlignment"]["4.weight"]["angle"] > 1
+
+
+@KINDS
+def test_precision_may_change_between_steps(kind):
+    model, x = mlp(), torch.randn(4, 6)
+    handle = aligned(model, kind)
+    expected = gradients(model, x)
+    check_same(gradients(model.double(), x.double()), [value.double() for value in expected])
+    assert handle.stats()["FeedbackAlignment"]["4.weight"]["angle"] > 1
+
+
+@KINDS
+@pytest.mark.parametrize("within", [True, False])
+def test_autocast(kind, within):
+    model, x = mlp(), torch.randn(4, 6)
+    handle = aligned(model, kind)
+    expected = gradients(model, x)
+    model.zero_grad()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = model(x).square().sum()
+        if within:
+            loss.backward()
+    if not within:
+        loss.backward()
+    largest = max(value.abs().max() for value in expected)
+    check_same([p.grad for p in model.parameters()], expected, rtol=0, atol=0.05 * largest)
+    assert handle.stats()["FeedbackAlignment"]["4.weight"]["angle"] > 1
+
+
+@KINDS
+def test_a_gradient_of_a_gradient_is_refused(kind):
+    model = mlp()
+    aligned(model, kind)
+    found = torch.autograd.grad(
+        model(torch.randn(4, 6)).square().sum(), model.parameters(), create_graph=True
+    )
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        found[0].square().sum().backward()
+
+
+@KINDS
+def test_a_state_of_before_the_first_backward_pass_is_loaded(kind):
+    model, x = mlp(), torch.randn(4, 6)
+    handle = aligned(model, kind)
+    fresh = handle.state_dict()
+    expected = gradients(model, x)
+    later = handle.state_dict()
+    handle.load_state_dict(fresh)
+    check_same(gradients(model, x), expected)  # drawn anew, and alike
+    other = mlp(width=4)
+    other_handle = aligned(other, kind)
+    gradients(other, x)
+    with pytest.raises(ValueError, match="does not fit"):
+        other_handle.load_state_dict(later)
+
+
+@KINDS
+def test_the_angle_of_tiny_errors(kind):
+    model, x = mlp(), torch.randn(4, 6)
+    handle = aligned(model, kind)
+
+    def angles(scale):
+        (scale * model(x).square().sum()).backward()
+        return [own.get("angle") for own in handle.stats()["FeedbackAlignment"].values()][1:]
+
+    assert angles(1e-12) == pytest.approx(angles(1.0), rel=1e-3)
+
+
+def test_the_angle_is_that_of_the_first_samples_with_an_error():
+    model, x = mlp(), torch.randn(40, 6)
+    handle = aligned(model, "fa")
+
+    def angle(x, weight):
+        (weight[:, None] * model(x)).square().sum().backward()
+        return handle.stats()["FeedbackAlignment"]["4.weight"]["angle"]
+
+    assert angle(x, torch.ones(40)) == pytest.approx(angle(x[:32], torch.ones(32)))
+    some = torch.tensor([1.0, 0.0, 1.0, 1.0])
+    assert angle(x[:4], some) == pytest.approx(angle(x[:4][some > 0], torch.ones(3)))
+
+
+@pytest.mark.parametrize("kind", ["fa", "dfa"])
+def test_uniform_feedback_is_drawn_from_the_fan_in_range_by_the_seed(kind):
+    def drawn(seed):
+        model = nn.Sequential(nn.Linear(9, 64), nn.Tanh(), nn.Linear(64, 50))
+        handle = bouton.attach(model, None, [bouton.FeedbackAlignment(kind=kind)], seed=seed)
+        gradients(model, torch.randn(4, 9))
+        return handle.state_dict()["claims"]["FeedbackAlignment/2.weight"]["tensors"][0]["feedback"]
+
+    feedback = drawn(0)
+    assert feedback.shape == (50, 64)
+    assert feedback.amin() == pytest.approx(-1 / 8, rel=0.01)
+    assert feedback.amax() == pytest.approx(1 / 8, rel=0.01)
+    assert torch.equal(feedback, drawn(0))
+    assert not torch.equal(feedback, drawn(1))
+
+
+def test_feedback_is_no_view_of_what_was_given():
+    given = {"2": torch.randn(5, 8), "4": torch.randn(3, 5)}
+    model, x = mlp(), torch.randn(4, 6)
+    aligned(model, "fa", init=given)
+    expected = gradients(model, x)
+    given["4"].zero_()
+    check_same(gradients(model, x), expected)
+
+
+def test_direct_feedback_is_the_same_for_each_position_where_the_read_out_has_none():
+    class Pooled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.head = nn.Linear(6, 5), nn.Linear(5, 4), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.head(torch.tanh(self.second(torch.tanh(self.first(x)))).mean(1))
+
+    model, x, feedback = Pooled(), torch.randn(3, 3, 6), torch.randn(3, 5)  # as many samples as positions
+    aligned(model, "dfa", init={"second": feedback, "head": torch.randn(3, 4)})
+    output = model(x)
+    output.retain_grad()
+    output.square().sum().backward()
+    hidden = torch.tanh(model.first(x).detach())
+    expected = torch.zeros_like(model.first.weight)
+    for sample in range(3):
+        for position in range(3):
+            delta = (output.grad[sample] @ feedback) * (1 - hidden[sample, position] ** 2)
+            expected += delta[:, None] * x[sample, position]
+    torch.testing.assert_close(model.first.weight.grad, expected)
+
+
+def test_a_bilinear_layer_is_left():
+    model = nn.ModuleDict({"two": nn.Bilinear(3, 4, 5), "out": nn.Linear(5, 2)})
+    assert "two.weight [5x3x4]  left: it has two inputs" in str(aligned(model, "fa").report())
+
+
+def test_a_transposed_convolution_that_is_asked_for_a_size():
+    layer, x = nn.ConvTranspose1d(2, 3, 3, stride=2), torch.randn(2, 2, 5, requires_grad=True)
+    (expected,) = torch.autograd.grad(layer(x, [12]).square().sum(), x)
+    aligned(layer, "fa", init="weights")
+    output = layer(x, [12])
+    assert output.shape[2] == 12
+    (found,) = torch.autograd.grad(output.square().sum(), x)
+    torch.testing.assert_close(found, expected)
+
+
+def test_errors_that_are_passed_forward_have_one_way():
+    class Heads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.left, self.right = nn.Linear(6, 4), nn.Linear(4, 2), nn.Linear(4, 2)
+
+        def forward(self, x):
+            hidden = torch.tanh(self.first(x))
+            return self.left(hidden) + self.right(hidden)
+
+    refused = pytest.raises(ValueError, match=r"has none for the input of .*use kind='fa' or 'dfa'")
+    heads = Heads()
+    bouton.attach(heads, None, [bouton.FeedbackAlignment(kind="ifa")], readout=["left", "right"])
+    with refused:
+        gradients(heads, torch.randn(3, 6))
+    model = mlp()
+    aligned(model, "ifa")
+    with refused:
+        gradients(model, torch.randn(3, 6, requires_grad=True))
+    gradients(model, torch.randn(3, 6))
+    with refused:  # nothing of an earlier pass is taken for the error of this one
+        model[:4](torch.randn(3, 6)).sum().backward()

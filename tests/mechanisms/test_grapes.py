@@ -106,3 +106,66 @@ def test_a_channel_is_a_node(layer):
 def test_wrong_arguments_are_named(wrong):
     with pytest.raises(ValueError, match=r"Grapes\(" + next(iter(wrong))):
         bouton.Grapes(**wrong)
+
+
+@pytest.mark.parametrize("cell", [nn.RNNCell(4, 5), nn.LSTMCell(4, 5), nn.GRUCell(4, 5)], ids=str)
+def test_a_cells_node_sums_over_its_inputs_and_its_layers_own_output_in_all_gates(cell):
+    def bias_gradient(weights):
+        output = cell(x)
+        hidden = output[0] if isinstance(output, tuple) else output
+        return torch.autograd.grad((weights * hidden).sum(), cell.bias_ih)[0]
+
+    x = torch.randn(3, 4)
+    totals = torch.zeros(5)
+    for weight in (cell.weight_ih, cell.weight_hh):
+        for gate in weight.detach().split(5):
+            totals += gate.abs().sum(1)
+    expected = bias_gradient(2 * totals / totals.max())  # the error at the output, modulated by hand
+    bouton.attach(cell, None, [bouton.Grapes(clip=None)], readout=())
+    torch.testing.assert_close(bias_gradient(torch.ones(5)), expected)
+
+
+def test_the_local_form_of_a_cell_sees_both_weights():
+    cell = nn.RNNCell(4, 5)
+    optimizer = torch.optim.SGD(cell.parameters(), lr=1.0)
+    bouton.attach(cell, optimizer, [bouton.Grapes(mode="local", clip=None)], readout=())
+    before = {name: value.detach().clone() for name, value in cell.named_parameters()}
+    total = before["weight_ih"].abs().sum(1) + before["weight_hh"].abs().sum(1)
+    cell(torch.randn(3, 4), torch.randn(3, 5)).square().sum().backward()
+    optimizer.step()
+    for name in (
+        "weight_ih",
+        "weight_hh",
+    ):  # the second weight's factor is not of the first one's new value
+        expected = before[name] - 2 * total[:, None] / total.max() * cell.get_parameter(name).grad
+        torch.testing.assert_close(cell.get_parameter(name).detach(), expected)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_the_presynaptic_factor_is_of_the_inputs_column(normalize):
+    model = nn.Sequential(
+        nn.Conv1d(2, 4, 1), nn.ReLU(), nn.ConvTranspose1d(4, 3, 2), nn.ReLU(), nn.Conv1d(3, 2, 1)
+    )
+    x, weight = torch.randn(3, 2, 5), model[2].weight
+    plain = torch.autograd.grad(model(x).square().sum(), weight)[0]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    mechanism = bouton.Grapes(mode="presynaptic", clip=None, normalize=normalize)
+    report = bouton.attach(model, optimizer, [mechanism]).report()
+    assert [row.left_because is None for row in report.rows] == [False, True, False]
+    total = weight.detach().abs().sum((1, 2))  # stored [in, node, kernel]
+    factor = 2 * total / total.max()
+    factor = factor / factor.mean() if normalize else factor
+    found = torch.autograd.grad(model(x).square().sum(), weight)[0]
+    torch.testing.assert_close(found, factor[:, None, None] * plain)
+
+
+def test_the_presynaptic_form_leaves_grouped_convolutions_and_tables():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Conv1d(4, 4, 1, groups=2), nn.Linear(4, 4), nn.Linear(4, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    report = str(bouton.attach(model, optimizer, [bouton.Grapes(mode="presynaptic")]).report())
+    assert "1.weight [4x2x1]  left: a grouped convolution's nodes do not share" in report
+    for mode in ("local", "presynaptic"):
+        model = nn.ModuleList([nn.Linear(4, 4), nn.Embedding(5, 4), nn.Linear(4, 4), nn.Linear(4, 2)])
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        report = str(bouton.attach(model, optimizer, [bouton.Grapes(mode=mode, where="*")]).report())
+        assert "1.weight [5x4]  left: " in report

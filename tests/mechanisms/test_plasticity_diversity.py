@@ -54,6 +54,19 @@ def test_rates_follow_their_law(distribution):
 
 
 @pytest.mark.parametrize("distribution", DRAWN)
+def test_rates_of_16_bits_are_drawn_in_32(distribution):
+    mechanism = bouton.PlasticityDiversity(nu=NU, distribution=distribution)
+    single, half = (
+        mechanism.prepare(Synapses(torch.empty(20, 30, dtype=dtype), stream=RandomStream(3, "test")))[
+            "rate"
+        ]
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert half.dtype == torch.bfloat16
+    assert torch.equal(half, single.to(torch.bfloat16))
+
+
+@pytest.mark.parametrize("distribution", DRAWN)
 def test_clip_bounds_the_rates_and_nothing_else(distribution):
     free, bound = (
         rates(distribution=distribution, clip=None),
@@ -324,6 +337,7 @@ def test_scaled_gradients_cancel_under_normalising_optimizers_and_scaled_updates
     "wrong",
     [
         {"nu": -0.1},
+        {"nu": 1e-9},
         {"nu": float("nan")},
         {"distribution": "cauchy"},
         {"scope": "all"},

@@ -19,7 +19,8 @@ def nearest_signs(weight: Tensor, excitatory: float | None = None) -> Tensor:
     1 where that is the same. With it, ``round(excitatory * nodes)`` nodes take 1: those that are most
     positive by that measure.
     """
-    balance = (weight * weight.abs()).sum(1)
+    wide = weight.to(torch.promote_types(weight.dtype, torch.float32))  # 16 bits lose small squares
+    balance = (wide * wide.abs()).sum(1)
     if excitatory is None:
         positive = balance >= 0
     else:

@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from bouton.feedback import Passage
 from bouton.mechanism import Mechanism, Synapses, register
+from bouton.passage import Passage
 from bouton.synapse import SynapseGroup
 
 Init = (
@@ -61,7 +61,8 @@ class FeedbackAlignment(Mechanism):
         ValueError: an unknown kind or init, or ``"weights"`` with another kind than ``"fa"``. While
             training: an ``init`` that gives no tensor of the right shape for a layer; ``"dfa"`` where the
             read-out runs through several time steps before the other layers; ``"ifa"`` in a net whose
-            layers run more than once, or whose sizes change between the layers, as by pooling.
+            layers run more than once (as they do under activation checkpointing), whose sizes change
+            between the layers, as by pooling, which has several read-outs, or whose input takes a gradient.
 
     Note:
         When not to use it: to reach a better accuracy. It is a model of learning without weight transport,
@@ -120,12 +121,12 @@ class FeedbackAlignment(Mechanism):
             return passage.through(self._feedback(synapses, tuple(synapses.weight.shape)))
         if len(passage.output_errors) != 1:
             raise ValueError(_AMBIGUOUS.format(self.kind, len(passage.output_errors), synapses.name))
-        error = passage.output_errors[0].to(synapses.weight.dtype)
+        (error,) = passage.output_errors
         if synapses.weight.ndim == 2:  # a dense layer: one vector for each position of its input
             feedback = self._feedback(synapses, (error.shape[-1], passage.shape[-1]))
-            return _spread(error @ feedback, passage.shape, synapses.name)
+            return _spread(error.to(feedback.dtype) @ feedback, passage.shape, synapses.name)
         feedback = self._feedback(synapses, (error.shape[-1], *passage.shape[synapses.axis :]))
-        sent = error @ feedback.flatten(1)
+        sent = error.to(feedback.dtype) @ feedback.flatten(1)
         return _spread(sent.unflatten(-1, feedback.shape[1:]), passage.shape, synapses.name)
 
     def _feedback(self, synapses: Synapses, shape: tuple[int, ...]) -> Tensor:
