@@ -99,7 +99,8 @@ class LayerHook:
 def hook_layers(claims: Claims, switch: Switch) -> None:
     """Hook the layers of all claims that need a layer's output."""
     shared = Pass()
-    leader = next((group for group, _ in claims if group.readout), None)
+    backward = [group for group, claim in claims if claim.mechanism.direction == "backward"]
+    leader = next((group for group in backward if group.readout), None)
     for group in dict.fromkeys(group for group, _ in claims):
         own = [claim for other, claim in claims if other is group]
         observers = [claim for claim in own if claim.mechanism.observes]

@@ -250,6 +250,18 @@ def test_a_read_out_that_runs_ahead_is_refused():
         outputs.sum().backward()
 
 
+def test_of_several_read_outs_the_first_that_is_taken_leads():
+    model = nn.ModuleList([nn.Linear(4, 3), nn.Linear(3, 3), nn.Linear(3, 2), nn.Linear(3, 2)])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    feedback = {"1": torch.randn(2, 3), "3": torch.randn(2, 3)}
+    direct = bouton.FeedbackAlignment(kind="dfa", init=feedback, where=["0", "1", "3"])
+    bouton.attach(model, optimizer, [bouton.PlasticityDiversity(), direct], readout=["2", "3"])
+    below = torch.tanh(model[0](torch.randn(5, 4))).detach().requires_grad_()
+    signal = torch.tanh(model[1](below))
+    (model[2](signal).detach().sum() + model[3](signal).sum()).backward()
+    torch.testing.assert_close(below.grad, torch.ones(5, 2) @ feedback["1"])
+
+
 def test_feedback_alignment_may_leave_the_read_out():
     model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 2))
     handle = bouton.attach(model, None, [bouton.FeedbackAlignment(where=["0", "2"])])
