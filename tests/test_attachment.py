@@ -443,3 +443,13 @@ def test_state_of_other_mechanisms_or_models_is_refused():
     with pytest.raises(ValueError, match=r"PlasticityDiversity/0.weight does not fit.*\(8, 6\)"):
         other = nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 4), nn.ReLU(), nn.Linear(4, 3))
         handle.load_state_dict(attached(other).state_dict())
+
+
+def test_a_state_that_lacks_what_attach_made_is_refused():
+    layer = nn.Linear(5, 4)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    handle = bouton.attach(layer, optimizer, [bouton.PlasticityDiversity()])
+    state = handle.state_dict()
+    del state["claims"]["PlasticityDiversity/weight"]["tensors"][0]["rate"]
+    with pytest.raises(ValueError, match="PlasticityDiversity/weight does not fit"):
+        handle.load_state_dict(state)

@@ -128,6 +128,14 @@ def test_by_hand_before_the_first_step():
     assert all(one_sided(layer.weight, "outgoing"))
 
 
+def test_by_hand_after_all_others():
+    layer = nn.Linear(40, 30)
+    _, handle = attached(layer, bouton.SpineRemodeling(d_re=0.5))
+    handle.remodel()
+    assert handle.stats()["SpineRemodeling"]["weight"]["changed"] > 0
+    assert all(one_sided(layer.weight, "outgoing"))
+
+
 @pytest.mark.parametrize("signs", SIGNS)
 def test_signs_that_are_there_already_are_found_and_nothing_is_lost(signs):
     layer = nn.Conv2d(6, 5, 3)
