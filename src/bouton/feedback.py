@@ -93,8 +93,6 @@ class Gate:
             self.shared.begin()
         call = _Call(self, layer, source.shape)
         if source.requires_grad:
-            # an in-place change of a view would lose the way that is made here
-            output = output.clone() if output._is_view() else output
             output = _Send.apply(output, source, call)  # type: ignore[no-untyped-call]
         if self.claim.mechanism.relays:
             self._enlist(call, output, source)

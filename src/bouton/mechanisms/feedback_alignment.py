@@ -55,7 +55,8 @@ class FeedbackAlignment(Mechanism):
             ``"weights"`` (``"fa"`` only) follows the layer's own weights, which is back-propagation, as a
             control; or a function ``(path, shape, generator) -> Tensor``, or a mapping from path to tensor.
         where: see :class:`bouton.Mechanism`; for ``"dfa"`` and ``"ifa"`` the read-out must be among the
-            layers. Of several read-outs, ``e`` is the error at the first.
+            layers, and dense. The batch axis comes first; of several read-outs, ``e`` is the error at the
+            first.
 
     Raises:
         ValueError: an unknown kind or init, or ``"weights"`` with another kind than ``"fa"``. While
@@ -162,6 +163,7 @@ def _spread(sent: Tensor, shape: torch.Size, name: str) -> Tensor:
         return sent.expand(shape)
     except RuntimeError as error:
         raise ValueError(
-            f"the read-out's error does not fit the input {tuple(shape)} of {name}: both must begin with "
-            "the same batch axis"
+            f"the read-out's error, sent as {tuple(sent.shape)}, does not fit the input {tuple(shape)} of "
+            f"{name}: both must begin with the same batch axis, the read-out must be a dense layer, and "
+            "images must keep their size"
         ) from error
