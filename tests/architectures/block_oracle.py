@@ -89,9 +89,7 @@ def rate_by_hand(
     return torch.where(settled, mechanism.factor * last, last)
 
 
-def remodeled_by_hand(
-    model: nn.Module, loss: Loss, blocks: Blocks, where: str | None = None
-) -> None:
+def remodeled_by_hand(model: nn.Module, loss: Loss, blocks: Blocks, where: str | None = None) -> None:
     """One remodeling event takes w_max and the fan-in of each block, and draws block by block."""
     for redraw in ("init", "published"):
         net = copy.deepcopy(model)

@@ -1,4 +1,4 @@
-"""Recurrent cells forward and backward through time by hand: one sample and time step at a time, no autograd.
+"""Recurrent cells forward and backward through time by hand, sample by sample, without autograd.
 
 With ``x`` a cell's input, ``h`` its output and ``c`` an LSTM cell's memory, as torch orders the gates:
 
@@ -7,8 +7,9 @@ With ``x`` a cell's input, ``h`` its output and ``c`` an LSTM cell's memory, as 
     GRU:   h' = (1 - z) n + z h,                   r, z = sigmoid(a_r, a_z)
            n = tanh(W_in x + b_in + r (W_hn h + b_hn))
 
-The factor multiplies the whole error of ``h'`` where it leaves the cell, at every step: what comes from above
-and what comes from the next step. The error of ``c'`` that comes from the next step's ``c`` is left as it is.
+The factor multiplies the whole error of ``h'`` where it leaves the cell, at every step: what comes from
+above and from the next step. The error of ``c'`` that comes from the next step's ``c`` is left as
+it is.
 """
 
 from __future__ import annotations
@@ -53,7 +54,12 @@ class Cell:
         factor = torch.ones(cell.hidden_size, dtype=cell.weight_hh.dtype)
         if grapes:
             synapses = [
-                torch.cat([weights[name][unit :: cell.hidden_size].flatten() for name in ("weight_ih", "weight_hh")])
+                torch.cat(
+                    [
+                        weights[name][unit :: cell.hidden_size].flatten()
+                        for name in ("weight_ih", "weight_hh")
+                    ]
+                )
                 for unit in range(cell.hidden_size)
             ]
             factor = factor.new_tensor(responsibility(torch.stack(synapses), grapes.clip, grapes.normalize))
@@ -78,7 +84,7 @@ class Cell:
         return (1 - z) * n + z * h, c, trace
 
     def send_back(self, trace: Trace, of_h: Tensor, of_c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Add to the gradients; the errors of the step's input, of the output before, and the memory before."""
+        """Add to the gradients; the errors of the step's input, and of output and memory before it."""
         of_h = self.factor * of_h
         sums = [a + b for a, b in zip(trace.from_x, trace.from_h, strict=True)]
         directly = torch.zeros_like(of_h)  # from h' to h, past all weights

@@ -1,4 +1,4 @@
-"""nn.MultiheadAttention and the layers of transformers: what is packed, what is seen, and fused inference."""
+"""nn.MultiheadAttention and the layers of transformers: what is packed, what is seen, fused inference."""
 
 import pytest
 import torch
@@ -55,7 +55,9 @@ def test_remodeling_equals_the_oracle(sizes):
     remodeled_by_hand(net, Attending.loss, {**net.blocks(), "attention.out_proj.weight": (1, None)})
 
 
-@pytest.mark.parametrize("mechanism", [bouton.Grapes(), bouton.MultiSynapse(), bouton.FeedbackAlignment()], ids=str)
+@pytest.mark.parametrize(
+    "mechanism", [bouton.Grapes(), bouton.MultiSynapse(), bouton.FeedbackAlignment()], ids=str
+)
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
 def test_the_report_says_what_no_hook_can_see(sizes, mechanism):
     net = nn.Sequential(Attending(**sizes), nn.Linear(2, 2), nn.Linear(2, 2))
@@ -115,7 +117,8 @@ def modulated(linear, x):
 def by_hand(layer, x):
     """A TransformerEncoderLayer with batch_first and norm after, written out head by head."""
     attention = layer.self_attn
-    q, k, v = (x @ w.T + b for w, b in zip(attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3)))
+    weights, biases = attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3)
+    q, k, v = (x @ weight.T + bias for weight, bias in zip(weights, biases, strict=True))
     heads, size = [], WIDTH // 2
     for head in (slice(0, size), slice(size, WIDTH)):
         scores = (q[..., head] @ k[..., head].mT / size**0.5).softmax(-1)
@@ -125,7 +128,9 @@ def by_hand(layer, x):
     return layer.norm2(x + modulated(layer.linear2, modulated(layer.linear1, x).relu()))
 
 
-@given(layers=st.integers(1, 2), samples=st.integers(1, 3), tokens=st.integers(1, 4), seed=st.integers(0, 99))
+@given(
+    layers=st.integers(1, 2), samples=st.integers(1, 3), tokens=st.integers(1, 4), seed=st.integers(0, 99)
+)
 @settings(max_examples=15)
 def test_propagated_grapes_equals_a_transformer_written_out(layers, samples, tokens, seed):
     torch.manual_seed(seed)

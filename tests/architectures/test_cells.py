@@ -113,7 +113,9 @@ def test_the_factor_comes_again_at_every_step(kind):
 @pytest.mark.parametrize("kind", GATES, ids=lambda kind: kind.__name__)
 def test_the_report_names_both_weights(kind):
     net = Net([kind], 3, 4)
-    rows = {row.weight: row.left_because for row in bouton.attach(net, None, [bouton.Grapes()]).report().rows}
+    rows = {
+        row.weight: row.left_because for row in bouton.attach(net, None, [bouton.Grapes()]).report().rows
+    }
     assert rows["cells.0.weight_ih"] is None
     assert "modulated once, for weight_ih, by the share of both weights" in rows["cells.0.weight_hh"]
     with pytest.raises(ValueError, match="after their nonlinearity, and not their sums"):

@@ -44,7 +44,9 @@ def reasons(handle):
 
 
 @over_kinds
-@pytest.mark.parametrize("mechanism", [bouton.PlasticityDiversity(), bouton.SpineRemodeling(every=1)], ids=str)
+@pytest.mark.parametrize(
+    "mechanism", [bouton.PlasticityDiversity(), bouton.SpineRemodeling(every=1)], ids=str
+)
 def test_off_unless_named(kind, mechanism):
     net = Net(kind)
     before = net.tokens.weight.detach().clone()

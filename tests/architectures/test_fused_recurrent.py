@@ -71,7 +71,9 @@ def test_remodeling_equals_the_oracle(kind):
 
 
 @pytest.mark.parametrize("kind", GATES, ids=lambda kind: kind.__name__)
-@pytest.mark.parametrize("mechanism", [bouton.Grapes(), bouton.MultiSynapse(), bouton.FeedbackAlignment()], ids=str)
+@pytest.mark.parametrize(
+    "mechanism", [bouton.Grapes(), bouton.MultiSynapse(), bouton.FeedbackAlignment()], ids=str
+)
 def test_the_report_says_what_no_hook_can_see(kind, mechanism):
     net = Net(kind, bidirectional=True)
     rows = bouton.attach(net, None, [mechanism]).report().rows
@@ -109,7 +111,10 @@ def old_weight_norm(layer):
     [
         (pruned, "weight_hh_l0_orig"),
         (old_weight_norm, "weight_hh_l0_v"),
-        (lambda layer: parametrizations.weight_norm(layer, "weight_hh_l0"), "parametrizations.weight_hh_l0.original1"),
+        (
+            lambda layer: parametrizations.weight_norm(layer, "weight_hh_l0"),
+            "parametrizations.weight_hh_l0.original1",
+        ),
     ],
     ids=["pruned", "old weight_norm", "weight_norm"],
 )
