@@ -134,9 +134,9 @@ def _dispatch(typed: list[str]) -> int:
             coverage: instead, print which mechanism reaches which layer type, and why it does not.
         """
         if coverage:
-            from bouton.lab.coverage import print_coverage
+            from bouton.lab import coverage as table
 
-            print_coverage()
+            table.print_coverage(table.coverage())
             return 0
         from bouton.lab.listing import print_listing
 

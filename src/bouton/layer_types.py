@@ -13,9 +13,10 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from bouton.stored import stored_name, stored_parameter
 
-_NOT_CALLED = "torch reads this weight without calling the layer, so that no hook sees its output"
-_PACKED = "attention computes these nodes inside one function, where no hook can see them"
-_FUSED = "a fused recurrent layer computes its nodes where no hook can see them"
+_ELSE = "only what acts on the weight alone reaches it"
+_NOT_CALLED = f"torch reads this weight without calling the layer, so that no hook sees its output; {_ELSE}"
+_PACKED = f"attention computes these nodes inside one function, where no hook can see them; {_ELSE}"
+_FUSED = f"a fused recurrent layer computes its nodes where no hook can see them; {_ELSE}"
 _LOOKUP = "an embedding looks rows up: no node sums over synapses"
 _CELL = "the cell hands out what its nodes make after their nonlinearity, and not their sums"
 _REFUSED_OF_EMBEDDINGS = {
@@ -92,9 +93,8 @@ def layer_types() -> list[str]:
     return [kind.__name__ for kind in _LAYER_TYPES if kind is not NonDynamicallyQuantizableLinear]
 
 
-def _unseen(reason: str) -> dict[str, str]:
-    hidden = f"{reason}; only the rate and the structure site reach it"
-    return {"wiring": hidden, "error": hidden, "observe": reason}
+def _no_output(reason: str) -> dict[str, str]:
+    return {"wiring": reason, "error": reason, "observe": reason}
 
 
 def _dense(layer: Any) -> list[Slot]:
@@ -103,7 +103,7 @@ def _dense(layer: Any) -> list[Slot]:
 
 def _bypassed(layer: Any) -> list[Slot]:
     # nn.MultiheadAttention hands out_proj's weight to a function and never calls out_proj itself
-    return [Slot(unreachable=_unseen(_NOT_CALLED))]
+    return [Slot(unreachable=_no_output(_NOT_CALLED))]
 
 
 def _convolution(layer: Any) -> list[Slot]:
@@ -115,13 +115,13 @@ def _transposed_convolution(layer: Any) -> list[Slot]:
 
 
 def _attention(layer: Any) -> list[Slot]:
-    separate = [Slot(f"{name}_proj_weight", unreachable=_unseen(_PACKED)) for name in "qkv"]
-    return [Slot("in_proj_weight", Layout(blocks=3), _unseen(_PACKED)), *separate]
+    separate = [Slot(f"{name}_proj_weight", unreachable=_no_output(_PACKED)) for name in "qkv"]
+    return [Slot("in_proj_weight", Layout(blocks=3), _no_output(_PACKED)), *separate]
 
 
 def _embedding(layer: Any) -> list[Slot]:
     # a row for each token, as in a read-out that shares this weight
-    unreachable = dict.fromkeys(("wiring", "error", "observe"), _LOOKUP)
+    unreachable = _no_output(_LOOKUP)
     for option, reason in _REFUSED_OF_EMBEDDINGS.items():
         if getattr(layer, option):
             unreachable |= {"rate": reason, "structure": reason}
@@ -134,7 +134,7 @@ def _recurrent(gates: int, layer: Any) -> list[Slot]:
     for name in [name for name in layer._flat_weights_names if name.startswith("weight_")]:
         swap = {"ih": "hh", "hh": "ih"}.get(name[7:9])  # weight_ih_l0_reverse, weight_hh_l0, weight_hr_l0
         companions = (f"weight_{swap}{name[9:]}",) if swap else ()
-        found.append(Slot(name, Layout(blocks=gates if swap else 1), _unseen(_FUSED), companions))
+        found.append(Slot(name, Layout(blocks=gates if swap else 1), _no_output(_FUSED), companions))
     return found
 
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
+import itertools
 import re
 import string
 import sys
@@ -93,18 +93,15 @@ class Coverage:
     @property
     def reasons(self) -> list[str]:
         """Why weights are left, in the order in which the table comes to them."""
-        return list(
-            dict.fromkeys(reason for row in self.rows.values() for cell in row for reason in cell.left)
-        )
+        cells = itertools.chain(*self.rows.values())
+        return list(dict.fromkeys(reason for cell in cells for reason in cell.left))
 
     def write(self, cell: Cell) -> str:
         """A cell as text: its reach, and the numbers of its reasons."""
-        return " ".join(
-            [cell.reach, ", ".join(str(self.reasons.index(reason) + 1) for reason in cell.left)]
-        ).strip()
+        numbers = ", ".join(str(self.reasons.index(reason) + 1) for reason in cell.left)
+        return f"{cell.reach} {numbers}".strip()
 
 
-@functools.cache
 def coverage() -> Coverage:
     """Attaches each example of each registered mechanism to a small net around each layer type.
 
@@ -161,21 +158,21 @@ def _label(example: Mechanism, others: list[Mechanism]) -> str:
     return repr(example)
 
 
-def print_coverage(console: Console | None = None) -> None:
+def print_coverage(found: Coverage, console: Console | None = None) -> None:
     """Prints the table, with a letter for each kind of layer, and the reasons below.
 
     Args:
+        found: what :func:`coverage` found.
         console: where to print; None: the terminal.
     """
     console = console or Console(highlight=False)
-    found = coverage()
     letters = string.ascii_uppercase[: len(found.kinds)]
     for letter, names in zip(letters, found.kinds, strict=True):
         console.print(Text(f"{letter}  {', '.join(names)}"))
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     table.add_column("mechanism", no_wrap=True)
-    for letter, cells in zip(letters, zip(*found.rows.values(), strict=True), strict=True):
-        table.add_column(letter, min_width=max(len(cell.reach) for cell in cells), overflow="fold")
+    for letter in letters:
+        table.add_column(letter, overflow="fold")
     for label, cells in found.rows.items():
         table.add_row(Text(re.sub(r"\((.*)=(.*)\)", r"\n\1 \2", label)), *map(found.write, cells))
     console.print(table)
@@ -186,23 +183,26 @@ def print_coverage(console: Console | None = None) -> None:
         console.print(Text(f"{number}  {reason}"))
 
 
-def to_markdown() -> str:
+def to_markdown(found: Coverage) -> str:
     """The table and its reasons for a page."""
-    found = coverage()
     lines = [["mechanism", *(", ".join(names) for names in found.kinds)], ["---"] * (len(found.kinds) + 1)]
     lines += [[f"`{label}`", *map(found.write, cells)] for label, cells in found.rows.items()]
     reasons = [f"{number}. {reason}" for number, reason in enumerate(found.reasons, 1)]
     return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", *reasons])
 
 
-def write_page(path: Path) -> None:
-    """Writes the table anew where the page's two markers stand."""
+def write_page(path: Path, found: Coverage) -> None:
+    """Writes the table anew where the page's two markers stand.
+
+    Raises:
+        ValueError: the page lacks one of them.
+    """
     before, start, rest = path.read_text().partition(MARKERS[0])
     _, end, after = rest.partition(MARKERS[1])
     if not end:
         raise ValueError(f"{path} has no {' ... '.join(MARKERS)} for the table to stand between")
-    path.write_text(f"{before}{start}\n{to_markdown()}\n{end}{after}")
+    path.write_text(f"{before}{start}\n{to_markdown(found)}\n{end}{after}")
 
 
 if __name__ == "__main__":
-    write_page(Path(sys.argv[1]))
+    write_page(Path(sys.argv[1]), coverage())
