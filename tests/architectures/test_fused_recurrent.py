@@ -1,5 +1,6 @@
 """nn.RNN, nn.LSTM and nn.GRU: rates and structure act gate by gate, on every weight of every layer."""
 
+import copy
 import warnings
 
 import pytest
@@ -94,6 +95,33 @@ def test_a_recurrent_read_out_is_left_with_all_of_its_weights():
     optimizer = torch.optim.SGD((net := nn.Sequential(nn.Linear(3, 3), nn.LSTM(3, 2))).parameters(), lr=0.1)
     rows = bouton.attach(net, optimizer, [bouton.Grapes(mode="local")]).report().rows
     assert [row.left_because for row in rows] == [None, *["the read-out is never modulated"] * 2]
+
+
+@pytest.mark.parametrize("kind", GATES, ids=lambda kind: kind.__name__)
+def test_a_run_goes_on_from_its_saved_state_gate_by_gate(kind):
+    mechanisms = [
+        bouton.Crystallization(threshold=0.05, factor=0.9),
+        bouton.PlasticityDiversity(distribution="temporal", decay=0.5, period=1),
+        bouton.VolumePlasticity(),
+        bouton.SpineRemodeling(every=2),
+    ]
+
+    def run(steps, saved=()):
+        torch.manual_seed(0)
+        net = Net(kind, bidirectional=True)
+        optimizer = torch.optim.AdamW(net.parameters(), lr=0.01)
+        parts = net, optimizer, bouton.attach(net, optimizer, mechanisms)
+        for part, state in zip(parts, saved, strict=False):
+            part.load_state_dict(state)
+        for _ in range(steps):
+            optimizer.zero_grad()
+            loss(net).backward()
+            optimizer.step()
+            parts[2].stats()
+        return [copy.deepcopy(part.state_dict()) for part in parts]
+
+    whole, second_half = run(6)[0], run(3, run(3))[0]
+    assert all(torch.equal(value, second_half[name]) for name, value in whole.items())
 
 
 def pruned(layer):
