@@ -3,8 +3,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 
-from bouton.synapse import find_groups
+from bouton.synapse import find_groups, find_others
 
 CONVOLUTIONS = [nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d]
 
@@ -81,3 +82,61 @@ def test_a_read_out_tied_to_the_first_layer_is_still_the_read_out():
 def test_lazy_layers_ask_for_one_batch():
     with pytest.raises(ValueError, match="lazy module without a weight yet; run one batch"):
         find_groups(nn.Sequential(nn.LazyLinear(3)))
+
+
+def test_every_weight_of_a_layer_with_several():
+    model = nn.ModuleDict({"lstm": nn.LSTM(3, 4, proj_size=2), "attend": nn.MultiheadAttention(4, 2)})
+    groups = {group.name: group for group in find_groups(model, readout=())}
+    assert list(groups) == [
+        *("lstm.weight_ih_l0", "lstm.weight_hh_l0", "lstm.weight_hr_l0"),
+        *("attend.in_proj_weight", "attend.out_proj.weight"),
+    ]
+    assert [group.path for group in groups.values()] == [*["lstm"] * 3, "attend", "attend.out_proj"]
+    assert [group.node_count for group in groups.values()] == [16, 16, 2, 12, 4]
+    beside = groups["lstm.weight_ih_l0"].beside()
+    assert [tensor.data_ptr() for tensor in beside] == [model["lstm"].weight_hh_l0.data_ptr()]
+    assert not beside[0].requires_grad
+    assert [group.depth for group in groups.values()] == [0, 0, 0, 0.5, 1]
+
+
+def test_a_layer_with_several_weights_is_the_read_out_with_all_of_them():
+    model = nn.Sequential(nn.Linear(3, 3), nn.GRUCell(3, 2))
+    assert [group.readout for group in find_groups(model)] == [False, True, True]
+    assert [group.readout for group in find_groups(model, "0")] == [True, False, False]
+
+
+@pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
+@given(tokens=st.integers(1, 4), width=st.integers(1, 3), padding=st.integers(-1, 3))
+def test_the_row_for_padding_is_spared(kind, tokens, width, padding):
+    padding = min(padding, tokens - 1)
+    (group,) = find_groups(kind(tokens, width, padding_idx=padding), readout=())
+    spared = group.spared()
+    assert spared[padding].all() and spared.sum() == width
+    (group,) = find_groups(kind(tokens, width), readout=())
+    assert group.spared() is None and group.lookup
+
+
+def test_pruned_synapses_are_spared():
+    model = nn.Linear(4, 3)
+    assert find_groups(model)[0].spared() is None
+    prune.l1_unstructured(model, "weight", 0.5)
+    (group,) = find_groups(model)
+    assert group.weight is model.weight_orig and group.name == "weight_orig"
+    assert torch.equal(group.spared(), model.weight == 0)
+    assert torch.equal(group.effective(), model.weight)
+    assert group.in_place
+    prune.remove(model, "weight")
+    assert not group.in_place
+
+
+def test_what_is_no_synapse_group_is_named():
+    model = nn.Sequential(
+        nn.Linear(3, 4), parametrizations.weight_norm(nn.Linear(4, 2)), nn.LazyBatchNorm1d()
+    )
+    model.table = nn.Parameter(torch.ones(2, 3))
+    assert find_others(model, find_groups(model)) == (
+        "table (2, 3)",
+        "1.parametrizations.weight.original0 (2, 1)",
+        "2.weight (not yet made)",
+        "2.bias (not yet made)",
+    )

@@ -127,8 +127,17 @@ def _dispatch(typed: list[str]) -> int:
         experiments.rebuild(directory)
         return 0
 
-    def list_() -> int:
-        """List the mechanisms, data sets and models."""
+    def list_(coverage: bool = False) -> int:
+        """List the mechanisms, data sets and models.
+
+        Args:
+            coverage: instead, print which mechanism reaches which layer type, and why it does not.
+        """
+        if coverage:
+            from bouton.lab import coverage as table
+
+            table.print_coverage(table.coverage())
+            return 0
         from bouton.lab.listing import print_listing
 
         print_listing()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from bouton.claim import Claim, Claims
 from bouton.feedback import Gate, Pass
+from bouton.ragged import each_sample, samples
 from bouton.stored import read_weight
 
 MARK = "_bouton"  # the attribute under which a layer bears its mark
@@ -81,7 +83,8 @@ class LayerHook:
         weight = read_weight(module, self.parameter)
         if module.training:
             for claim in self.observers:
-                claim.observe(weight, output)
+                for sample in samples(output):
+                    claim.observe(weight, sample)
         for gate in self.gates:
             returned = output = gate.join(module, output)
         if output.requires_grad and self.errors:
@@ -92,7 +95,7 @@ class LayerHook:
         if not self.wirings:
             return returned
         for claim in self.wirings:
-            output = claim.transform(weight, output)
+            output = each_sample(partial(claim.transform, weight), output)
         return output
 
 

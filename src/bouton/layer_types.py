@@ -4,18 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-_ELSE = "only the rate and the structure site reach it"
+from bouton.stored import stored_name, stored_parameter
+
+_ELSE = "only what acts on the weight alone reaches it"
 _NOT_CALLED = f"torch reads this weight without calling the layer, so that no hook sees its output; {_ELSE}"
 _PACKED = f"attention computes these nodes inside one function, where no hook can see them; {_ELSE}"
 _FUSED = f"a fused recurrent layer computes its nodes where no hook can see them; {_ELSE}"
 _LOOKUP = "an embedding looks rows up: no node sums over synapses"
 _CELL = "the cell hands out what its nodes make after their nonlinearity, and not their sums"
+_REFUSED_OF_EMBEDDINGS = {
+    "sparse": "sparse=True gives gradients that hold only some rows; use sparse=False",
+    "max_norm": "max_norm= rescales rows in the forward pass, where no mechanism acts; leave it out",
+}
 
 
 @dataclass(frozen=True)
@@ -115,25 +122,25 @@ def _attention(layer: Any) -> list[Slot]:
 def _embedding(layer: Any) -> list[Slot]:
     # a row for each token, as in a read-out that shares this weight
     unreachable = _no_output(_LOOKUP)
-    if layer.sparse:
-        reason = "sparse=True gives gradients that hold only some rows; use sparse=False"
-        unreachable |= {"rate": reason, "structure": reason}
+    for option, reason in _REFUSED_OF_EMBEDDINGS.items():
+        if getattr(layer, option):
+            unreachable |= {"rate": reason, "structure": reason}
     return [Slot(unreachable=unreachable, lookup=True)]
 
 
-def _recurrent(layer: Any) -> list[Slot]:
+def _recurrent(gates: int, layer: Any) -> list[Slot]:
     found = []
-    for name in [name for name in layer._parameters if name.startswith("weight_")]:
+    # not the names of its parameters, which are others where a weight is pruned or computed
+    for name in [name for name in layer._flat_weights_names if name.startswith("weight_")]:
         swap = {"ih": "hh", "hh": "ih"}.get(name[7:9])  # weight_ih_l0_reverse, weight_hh_l0, weight_hr_l0
-        gates = layer._parameters[name].shape[0] // layer.hidden_size if swap else 1
         companions = (f"weight_{swap}{name[9:]}",) if swap else ()
-        found.append(Slot(name, Layout(blocks=gates), _no_output(_FUSED), companions))
+        found.append(Slot(name, Layout(blocks=gates if swap else 1), _no_output(_FUSED), companions))
     return found
 
 
-def _cell(layer: Any) -> list[Slot]:
+def _cell(gates: int, layer: Any) -> list[Slot]:
     once = "the error at these nodes is modulated once, for weight_ih, by the share of both weights"
-    layout = Layout(blocks=layer.weight_hh.shape[0] // layer.hidden_size)
+    layout = Layout(blocks=gates)
     return [
         Slot("weight_ih", layout, {"wiring": _CELL}, ("weight_hh",)),
         Slot("weight_hh", layout, {"wiring": _CELL, "error": once}, ("weight_ih",)),
@@ -142,8 +149,13 @@ def _cell(layer: Any) -> list[Slot]:
 
 def _is_transposed_linear(layer: nn.Module) -> bool:
     """Whether this is the layer that GPT-2's code calls Conv1D: a Linear that stores ``[in, node]``."""
-    shape = getattr(layer._parameters.get("weight"), "shape", ())
-    return type(layer).__name__ == "Conv1D" and shape[1:] == (getattr(layer, "nf", None),)
+    if not any(
+        kind.__name__ == "Conv1D" for kind in type(layer).__mro__
+    ):  # a parametrised one is a subclass
+        return False
+    stored = stored_name(layer, "weight")
+    weight = stored_parameter(layer, stored) if stored else None
+    return weight is not None and weight.shape[1:] == (getattr(layer, "nf", None),)
 
 
 _LAYER_TYPES: dict[type[nn.Module], Callable[[Any], list[Slot]]] = {
@@ -157,12 +169,12 @@ _LAYER_TYPES: dict[type[nn.Module], Callable[[Any], list[Slot]]] = {
     nn.ConvTranspose2d: _transposed_convolution,
     nn.ConvTranspose3d: _transposed_convolution,
     nn.MultiheadAttention: _attention,
-    nn.RNN: _recurrent,
-    nn.LSTM: _recurrent,
-    nn.GRU: _recurrent,
-    nn.RNNCell: _cell,
-    nn.LSTMCell: _cell,
-    nn.GRUCell: _cell,
+    nn.RNN: partial(_recurrent, 1),
+    nn.LSTM: partial(_recurrent, 4),
+    nn.GRU: partial(_recurrent, 3),
+    nn.RNNCell: partial(_cell, 1),
+    nn.LSTMCell: partial(_cell, 4),
+    nn.GRUCell: partial(_cell, 3),
     nn.Embedding: _embedding,
     nn.EmbeddingBag: _embedding,
 }

@@ -58,7 +58,8 @@ def read_weight(layer: nn.Module, parameter: str) -> Tensor:
         module.training = False
     try:
         with torch.no_grad():
-            return getattr(layer, parameter).detach()  # type: ignore[no-any-return]
+            # not the attribute: parametrize.cached() would keep what is read here, without its graph
+            return cast(Tensor, _parametrizations(layer, parameter)()).detach()
     finally:
         for module in steps:
             module.training = True

@@ -45,7 +45,7 @@ class SynapseGroup:
 
     @property
     def name(self) -> str:
-        """The weight's name in ``model.named_parameters()``."""
+        """The weight's name in ``model.named_parameters(remove_duplicate=False)``."""
         return f"{self.path}.{self.stored}" if self.path else self.stored
 
     @property
@@ -146,13 +146,15 @@ def find_groups(model: nn.Module, readout: str | Sequence[str] | None = None) ->
 
 
 def find_others(model: nn.Module, groups: Sequence[SynapseGroup]) -> tuple[str, ...]:
-    """Name the parameters with two or more axes that are no synapse group, for the report."""
+    """Name the parameters with two or more axes, or without a shape yet, that are no synapse group."""
     known = {group.weight for group in groups}
-    return tuple(
-        f"{name} {tuple(parameter.shape)}"
-        for name, parameter in model.named_parameters()
-        if parameter not in known and (isinstance(parameter, UninitializedParameter) or parameter.ndim > 1)
-    )
+    found = []
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, UninitializedParameter):
+            found.append(f"{name} (not yet made)")
+        elif parameter not in known and parameter.ndim > 1:
+            found.append(f"{name} {tuple(parameter.shape)}")
+    return tuple(found)
 
 
 @dataclass(frozen=True)
