@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bouton.mechanism import Mechanism, Synapses, checked_clip, register
 from bouton.synapse import SynapseGroup
@@ -124,14 +124,21 @@ class Grapes(Mechanism):
         return "gradient" if self.mode == "presynaptic" else "update"
 
     def serves(self, group: SynapseGroup) -> str | None:
-        if self.mode == "presynaptic":
-            if group.depth == 0:
-                return "the presynaptic form leaves the first layer as it is"
-            if getattr(group.layers[0], "groups", 1) > 1:
-                return "a grouped convolution's nodes do not share their inputs"
         if group.lookup:
             return "an embedding's rows are looked up, so that no node has a share"
-        return "the read-out is never modulated" if group.readout else None
+        if group.readout:
+            return "the read-out is never modulated"
+        if self.mode != "presynaptic":
+            return None
+        if group.depth == 0:
+            return "the presynaptic form leaves the first layer as it is"
+        if getattr(group.layers[0], "groups", 1) > 1:
+            return "a grouped convolution's nodes do not share their inputs"
+        return (
+            "it has two presynaptic nodes at each synapse"
+            if isinstance(group.layers[0], nn.Bilinear)
+            else None
+        )
 
     def rule(self, synapses: Synapses) -> Tensor:
         if self.mode == "presynaptic":
