@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import bouton
-from bouton.mechanism import Mechanism, RandomStream, Synapses
+from bouton.mechanism import Mechanism
+from bouton.sites import RandomStream, Synapses
 
 ALL = [m for entry in bouton.registry().values() for m in (*entry.neutral, *entry.examples)]
 

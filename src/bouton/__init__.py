@@ -3,19 +3,7 @@
 from bouton.attachment import Attachment, attach, detach
 from bouton.bio_config import from_bio_config
 from bouton.expansion import consolidate, expand
-from bouton.mechanism import (
-    SITES,
-    BackwardWiringRule,
-    ErrorRule,
-    Mechanism,
-    RateRule,
-    Rewiring,
-    StructureRule,
-    Synapses,
-    WiringRule,
-    register,
-    registry,
-)
+from bouton.mechanism import Mechanism, register, registry
 from bouton.mechanisms import (
     Crystallization,
     DalePrinciple,
@@ -28,6 +16,16 @@ from bouton.mechanisms import (
 )
 from bouton.passage import Passage
 from bouton.plan import Report
+from bouton.sites import (
+    SITES,
+    BackwardWiringRule,
+    ErrorRule,
+    RateRule,
+    Rewiring,
+    StructureRule,
+    Synapses,
+    WiringRule,
+)
 from bouton.synapse import SynapseGroup, find_groups
 
 __version__ = "0.1.0"

@@ -11,10 +11,12 @@ from torch import nn
 from torch.optim import Optimizer
 
 from bouton.claim import Claim
-from bouton.layer import MARK, Mark, Switch, clear_layer, hook_layers, mark_layers
+from bouton.layer import MARK, Mark, clear_layer, hook_layers, mark_layers
 from bouton.mechanism import Mechanism
 from bouton.plan import Decision, Report, make_plan, make_report
+from bouton.stats import stats_of
 from bouton.step import StepHook, check_free
+from bouton.switch import Switch
 from bouton.synapse import find_groups
 
 
@@ -135,7 +137,7 @@ class Attachment:
         found: dict[str, dict[str, dict[str, float]]] = {}
         for group, claim in self._claims:
             own = found.setdefault(type(claim.mechanism).__name__, {})
-            own[group.name] = claim.stats(group)
+            own[group.name] = stats_of(claim, group)
         return found
 
     def detach(self) -> None:

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from bouton.layer_types import Layout
-from bouton.mechanism import (
+from bouton.mechanism import Mechanism
+from bouton.passage import Passage
+from bouton.sites import (
     BackwardWiringRule,
     ErrorRule,
-    Mechanism,
     RandomStream,
     RateRule,
     Rewiring,
@@ -22,7 +23,6 @@ from bouton.mechanism import (
     Synapses,
     WiringRule,
 )
-from bouton.passage import Passage, alignment_angle
 from bouton.synapse import SynapseGroup
 
 
@@ -144,36 +144,6 @@ class Claim:
         self.events += 1
         number = changed.sum()
         self.changed = number if self.changed is None else self.changed.to(number.device) + number
-
-    def stats(self, group: SynapseGroup) -> dict[str, float]:
-        """What this claim does now, as numbers; leaves state and draws as they are."""
-        if self.mechanism.site == "structure":
-            turned = 0.0 if self.changed is None else float(self.changed)
-            share = turned / (self.events * group.weight.numel()) if turned else 0.0
-            numbers = {"turnover": share, "changed": turned, "events": float(self.events)}
-            return {**numbers, "steps": float(self.step)}
-        if self.mechanism.site == "wiring":
-            return {} if self.sample is None else {"angle": alignment_angle(group, *self.sample)}
-        if not group.weight.numel():
-            return {}
-        weight, gradient, companions = group.effective(), group.weight.grad, group.beside()
-        states, count = self.states, self.stream.count
-        self.states = [{name: tensor.clone() for name, tensor in state.items()} for state in states]
-        # A rule with a state has seen this gradient already, and would go one step further.
-        gradient = None if any(states) else gradient
-        rule = cast(RateRule, self.mechanism).rule
-        try:
-            blocks = self._blocks(weight, gradient, companions)
-            factor = torch.cat([rule(synapses).flatten() for synapses in blocks]).double()
-        finally:
-            self.states, self.stream.count = states, count
-        numbers = {
-            "mean": factor.mean().item(),
-            "std": factor.std(correction=0).item(),
-            "min": factor.amin().item(),
-            "max": factor.amax().item(),
-        }
-        return numbers | ({"steps": float(self.step)} if self.mechanism.site == "rate" else {})
 
     def state_dict(self) -> dict[str, Any]:
         """All that must be kept to go on exactly."""

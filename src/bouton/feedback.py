@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from bouton.claim import Claim
 from bouton.passage import Passage, linear_map
 from bouton.stored import read_weight
-
-if TYPE_CHECKING:
-    from bouton.claim import Claim
-    from bouton.layer import Switch
+from bouton.switch import Switch
 
 SAMPLES = 32  # of each batch are kept to tell how feedback and back-propagation are aligned
 _TWICE = (

@@ -12,6 +12,7 @@ from bouton.claim import Claim, Claims
 from bouton.feedback import Gate, Pass
 from bouton.ragged import each_sample, samples
 from bouton.stored import read_weight
+from bouton.switch import Switch
 
 MARK = "_bouton"  # the attribute under which a layer bears its mark
 
@@ -34,16 +35,6 @@ class Mark:
 
     def __reduce__(self) -> tuple[type[Mark], tuple[str]]:
         return (Mark, (self.names,))
-
-
-class Switch:
-    """On or off, for all hooks of one attachment; a copy is on, whatever the original is."""
-
-    def __init__(self) -> None:
-        self.on = True
-
-    def __reduce__(self) -> tuple[type[Switch], tuple[()]]:
-        return (Switch, ())
 
 
 @dataclass

@@ -1,167 +1,31 @@
-"""The contract of a synaptic mechanism: four sites, what a rule sees, and the registry.
+"""The contract of a synaptic mechanism, and the registry.
 
-A mechanism is a frozen dataclass that states a *site* and a *rule*. The rule works on one weight tensor
-seen as ``[node, fan-in...]``; the engine (:mod:`bouton.attachment`) does everything else.
+A mechanism is a frozen dataclass that states a *site* and a *rule* (:mod:`bouton.sites`). The rule works on
+one weight tensor seen as ``[node, fan-in...]``; the engine (:mod:`bouton.attachment`) does everything else.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, Self, TypeVar
+from dataclasses import dataclass
+from typing import Any, Self, TypeVar
 
-import torch
 from torch import Tensor, nn
 
-from bouton.passage import Passage
+from bouton.sites import Synapses
 from bouton.synapse import SynapseGroup
 
 Where = str | Sequence[str] | Callable[[str, nn.Module], bool] | None
-
-
-@dataclass
-class RandomStream:
-    """Random draws that depend on a seed, a name and how often was drawn, and on nothing else.
-
-    Each call of :meth:`generator` is seeded afresh, so that the whole state is one integer, and the
-    draws of one mechanism on one weight do not depend on which others are attached.
-    """
-
-    seed: int
-    name: str
-    count: int = 0
-
-    def generator(self, device: torch.device) -> torch.Generator:
-        """A generator for the next draw."""
-        key = f"{self.seed}/{self.name}/{self.count}".encode()
-        self.count += 1
-        digest = hashlib.blake2b(key, digest_size=8).digest()
-        # torch takes seeds up to 2**63 - 1 on every device
-        return torch.Generator(device).manual_seed(int.from_bytes(digest, "big") >> 1)
-
-
-@dataclass(frozen=True)
-class Synapses:
-    """What a rule sees: one weight tensor as ``[node, fan-in...]``, and what belongs to it.
-
-    Attributes:
-        weight: the weight, detached; at the rate site, its value before the optimizer's step.
-        gradient: the gradient in the same shape where there is one, as at the rate and structure sites.
-        state: the mechanism's own tensors on this weight, made by :meth:`Mechanism.prepare`; a rule may
-            replace its entries.
-        step: optimizer steps since ``attach``; at the rate and structure sites this one is counted, except
-            where gradients are scaled, which comes before it.
-        axis: the axis of the layer's output that holds the nodes, counted from the end.
-        companions: further weights of the same layer that lead into the same nodes, as the recurrent one
-            of an LSTM does.
-        depth: where the weight stands in the model: 0 for the first, 1 for the last.
-        name: the weight's name in ``model.named_parameters()``.
-        stream: where random draws come from.
-    """
-
-    weight: Tensor
-    gradient: Tensor | None = None
-    state: dict[str, Tensor] = field(default_factory=dict)
-    step: int = 0
-    axis: int = -1
-    stream: RandomStream = field(default_factory=lambda: RandomStream(0, ""))
-    companions: tuple[Tensor, ...] = ()
-    depth: float = 0.0
-    name: str = ""
-
-    @property
-    def fan_in(self) -> int:
-        """Number of synapses of one node."""
-        return self.weight[0].numel() if len(self.weight) else 0
-
-    def generator(self) -> torch.Generator:
-        """A generator for the next draw, on the weight's device."""
-        return self.stream.generator(self.weight.device)
-
-    def uniform(self, low: float | Tensor, high: float | Tensor) -> Tensor:
-        """Draw from U[low, high] in the shape of the weight, for 16-bit weights in float32."""
-        return low + (high - low) * self._empty().uniform_(generator=self.generator())
-
-    def normal(self) -> Tensor:
-        """Draw from N(0, 1) in the shape of the weight, for 16-bit weights in float32."""
-        return self._empty().normal_(generator=self.generator())
-
-    def _empty(self) -> Tensor:
-        # contiguous whatever the weight's memory format is, so that the draws do not depend on it;
-        # a 16-bit draw has so few values that its mean is off
-        dtype = torch.promote_types(self.weight.dtype, torch.float32)
-        return torch.empty(self.weight.shape, dtype=dtype, device=self.weight.device)
-
-
-class Rewiring(NamedTuple):
-    """What a structure rule returns.
-
-    ``changed`` is a boolean mask and ``values`` the new weights, both ``[node, fan-in...]``.
-    """
-
-    changed: Tensor
-    values: Tensor
-
-
-class WiringRule(Protocol):
-    """Forward: transform a layer's output, whose nodes lie on ``synapses.axis``.
-
-    A rule that draws is wrong under activation checkpointing, which runs the forward pass twice.
-    """
-
-    def rule(self, synapses: Synapses, output: Tensor) -> Tensor:
-        """The transformed output."""
-        ...
-
-
-class BackwardWiringRule(Protocol):
-    """Backward, with ``direction = "backward"``: the error at a layer's input, in the input's shape."""
-
-    def rule(self, synapses: Synapses, passage: Passage) -> Tensor:
-        """The error that is sent down instead of the back-propagated one."""
-        ...
-
-
-class ErrorRule(Protocol):
-    """Backward: a factor ``[node]`` for the error at each node; weights, biases and layers below see it."""
-
-    def rule(self, synapses: Synapses) -> Tensor:
-        """The factor."""
-        ...
-
-
-class RateRule(Protocol):
-    """Update: a factor ``[node]`` or ``[node, fan-in...]`` for the applied update of each synapse."""
-
-    def rule(self, synapses: Synapses) -> Tensor:
-        """The factor."""
-        ...
-
-
-class StructureRule(Protocol):
-    """After every ``every``-th step: which synapses change, and to what."""
-
-    def rule(self, synapses: Synapses) -> Rewiring:
-        """The mask and the values."""
-        ...
-
-
-SITES: dict[str, type] = {
-    "wiring": WiringRule,
-    "error": ErrorRule,
-    "rate": RateRule,
-    "structure": StructureRule,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mechanism:
     """Base of all mechanisms: which weights it takes, its state, and its way to JSON and back.
 
-    A subclass states ``site`` (a key of :data:`SITES`) and defines ``rule`` as that site's protocol says.
+    A subclass states ``site`` (a key of :data:`bouton.SITES`) and defines ``rule`` as that site's protocol
+    says.
 
     Args:
         where: a glob or list of globs over module paths, or a predicate ``(path, module) -> bool``;

@@ -12,7 +12,8 @@ from torch.optim import Optimizer
 
 from bouton.layer import MARK
 from bouton.layer_types import layer_types
-from bouton.mechanism import SITES, Mechanism
+from bouton.mechanism import Mechanism
+from bouton.sites import SITES
 from bouton.synapse import SynapseGroup, find_others
 
 # Two factors commute; two transformations of one output, or of one weight, do not.

@@ -13,8 +13,8 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from bouton.claim import Claim, Claims, claims_at
-from bouton.layer import Switch
 from bouton.moments import fresh_moments, reset_moments
+from bouton.switch import Switch
 from bouton.synapse import SynapseGroup
 
 

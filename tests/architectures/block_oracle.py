@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import bouton
-from bouton.mechanism import RandomStream, Synapses
+from bouton.sites import RandomStream, Synapses
 
 SEED = 3
 RATES = {

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 import bouton
-from bouton.mechanism import RandomStream
+from bouton.sites import RandomStream
 
 EXAMPLES = [example for entry in bouton.registry().values() for example in entry.examples]
 

@@ -8,7 +8,7 @@ from subjects import EXAMPLES
 from torch import nn
 
 import bouton
-from bouton.mechanism import RandomStream, Synapses
+from bouton.sites import RandomStream, Synapses
 from bouton.synapse import find_groups
 
 RATES = {n: m for n, m in EXAMPLES.items() if m.site == "rate" and m.scope == "update"}

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import bouton
-from bouton.mechanism import Synapses
 from bouton.mechanisms.crystallization import crystallizing
+from bouton.sites import Synapses
 
 DATA = Path(__file__).parent.parent / "data" / "diversity.npz"
 

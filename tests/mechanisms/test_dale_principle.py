@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import bouton
-from bouton.mechanism import RandomStream, Synapses
 from bouton.mechanisms.dale_principle import nearest_signs
+from bouton.sites import RandomStream, Synapses
 
 SIGNS = ("outgoing", "incoming")
 AXIS = {"outgoing": 1, "incoming": 0}

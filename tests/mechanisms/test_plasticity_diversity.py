@@ -9,8 +9,8 @@ from scipy import stats
 from torch import nn
 
 import bouton
-from bouton.mechanism import RandomStream, Synapses
 from bouton.mechanisms.rate_laws import LAWS
+from bouton.sites import RandomStream, Synapses
 
 NU = 0.25
 # Each law that is drawn once as scipy knows it: the oracle of what is drawn in the first layer.

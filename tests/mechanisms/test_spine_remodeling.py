@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import bouton
-from bouton.mechanism import RandomStream, Synapses
+from bouton.sites import RandomStream, Synapses
 
 DATA = Path(__file__).parent.parent / "data" / "diversity.npz"
 DRAWS = 4000  # as many as the published shares were counted over

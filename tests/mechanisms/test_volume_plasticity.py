@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import bouton
-from bouton.mechanism import RandomStream, Synapses
+from bouton.sites import RandomStream, Synapses
 
 DATA = Path(__file__).parent.parent / "data" / "diversity.npz"
 

@@ -23,7 +23,7 @@ from spiking_nets import (
 from torch import nn
 
 import bouton
-from bouton.mechanism import RandomStream, Synapses
+from bouton.sites import RandomStream, Synapses
 
 NEUTRAL, EXAMPLES = (
     {

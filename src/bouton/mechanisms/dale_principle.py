@@ -8,7 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from bouton.mechanism import Mechanism, Rewiring, Synapses, register
+from bouton.mechanism import Mechanism, register
+from bouton.sites import Rewiring, Synapses
 from bouton.synapse import SynapseGroup
 
 

@@ -9,8 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from bouton.mechanism import Mechanism, Synapses, register
+from bouton.mechanism import Mechanism, register
 from bouton.passage import Passage
+from bouton.sites import Synapses
 from bouton.synapse import SynapseGroup
 
 Init = (

@@ -9,7 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from bouton.mechanism import Mechanism, Synapses, checked_clip, register
+from bouton.mechanism import Mechanism, checked_clip, register
+from bouton.sites import Synapses
 from bouton.synapse import SynapseGroup
 
 MODES = ("propagated", "local", "presynaptic")

@@ -8,8 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bouton.mechanism import Mechanism, Synapses, checked_clip, register
+from bouton.mechanism import Mechanism, checked_clip, register
 from bouton.mechanisms.rate_laws import CONSTANT, LAWS, Law
+from bouton.sites import Synapses
 from bouton.synapse import SynapseGroup
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from bouton.mechanism import Synapses
+from bouton.sites import Synapses
 
 ACTIVE = 0.01  # a node is active where the size of its output is above this
 

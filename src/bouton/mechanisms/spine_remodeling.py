@@ -8,7 +8,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from bouton.mechanism import Mechanism, Rewiring, Synapses, register
+from bouton.mechanism import Mechanism, register
+from bouton.sites import Rewiring, Synapses
 
 
 def weak_synapses(synapses: Synapses, d_re: float) -> Tensor:

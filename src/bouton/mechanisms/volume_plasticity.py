@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bouton.mechanism import Mechanism, Synapses, register
+from bouton.mechanism import Mechanism, register
+from bouton.sites import Synapses
 
 
 def volumes(weight: Tensor) -> Tensor:

@@ -1,0 +1,38 @@
+"""What a mechanism does to a weight at present, as numbers."""
+
+from __future__ import annotations
+
+import copy
+
+from bouton.claim import Claim
+from bouton.passage import alignment_angle
+from bouton.synapse import SynapseGroup
+
+
+def stats_of(claim: Claim, group: SynapseGroup) -> dict[str, float]:
+    """The numbers of one claim (:meth:`bouton.Attachment.stats`); its state and draws stay as they are."""
+    site = claim.mechanism.site
+    if site == "structure":
+        turned = 0.0 if claim.changed is None else float(claim.changed)
+        share = turned / (claim.events * group.weight.numel()) if turned else 0.0
+        numbers = {"turnover": share, "changed": turned, "events": float(claim.events)}
+        return {**numbers, "steps": float(claim.step)}
+    if site == "wiring":
+        return {} if claim.sample is None else {"angle": alignment_angle(group, *claim.sample)}
+    if not group.weight.numel():
+        return {}
+    probe, weight, companions = copy.deepcopy(claim), group.effective(), group.beside()
+    if site == "error":
+        factor = probe.error_factor(weight, companions)
+    else:
+        # A rule with a state has seen this gradient already, and would go one step further.
+        gradient = None if any(claim.states) else group.weight.grad
+        factor = probe.rate(weight, gradient, companions)
+    factor = factor.double()
+    numbers = {
+        "mean": factor.mean().item(),
+        "std": factor.std(correction=0).item(),
+        "min": factor.amin().item(),
+        "max": factor.amax().item(),
+    }
+    return numbers | ({"steps": float(claim.step)} if site == "rate" else {})
