@@ -159,3 +159,88 @@ def test_an_observer_sees_a_raw_output_without_its_graph_and_prepares_with_all_w
     shapes, observed = seen
     assert shapes == [(3, 3)]
     assert torch.equal(observed, output) and not observed.requires_grad
+
+
+HOOKS = {
+    "its input": lambda layer: layer.register_forward_pre_hook(lambda layer, inputs: (2 * inputs[0],)),
+    "its output": lambda layer: layer.register_forward_hook(lambda layer, inputs, output: 2 * output),
+    "its output, and keeps it": lambda layer: layer.register_forward_hook(
+        lambda layer, inputs, output: output.sigmoid()
+    ),
+}
+OWN_WEIGHTS = bouton.FeedbackAlignment(init="weights")
+
+
+def gradients(model, x):
+    return torch.autograd.grad(model(x).square().sum(), list(model.parameters()))
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["before", "after"])
+@pytest.mark.parametrize("changes", HOOKS)
+@pytest.mark.parametrize("mechanism", [OWN_WEIGHTS, bouton.Grapes(clip=(1, 1))], ids=["feedback", "error"])
+def test_hooks_of_others_are_no_part_of_the_layer(mechanism, changes, first):
+    model, x = (
+        nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 4), nn.Linear(4, 2)),
+        torch.randn(5, 3),
+    )
+    plain = copy.deepcopy(model)
+    HOOKS[changes](plain[2])
+    expected = gradients(plain, x)
+    if first:
+        HOOKS[changes](model[2])
+    bouton.attach(model, None, [mechanism])
+    if not first:
+        HOOKS[changes](model[2])
+    if changes == "its input" and not first and mechanism is OWN_WEIGHTS:
+        for _ in range(2):  # the layer is as it was
+            with pytest.raises(ValueError, match=r"pre-hook .* changes the input of 2\.weight"):
+                model(x)
+        return
+    for ours, oracle in zip(gradients(model, x), expected, strict=True):
+        assert torch.equal(ours, oracle)
+
+
+@pytest.mark.parametrize(
+    ("mechanism", "training", "expected"),
+    [
+        (bouton.Grapes(), True, 2),  # by the layer itself, and for the factor
+        (bouton.Grapes(), False, 1),
+        (bouton.FeedbackAlignment(), True, 1),
+        (bouton.PlasticityDiversity(distribution="activity"), False, 1),
+    ],
+)
+def test_a_computed_weight_is_computed_where_it_is_needed(mechanism, training, expected):
+    class Counting(nn.Module):
+        calls = 0
+
+        def forward(self, weight):
+            Counting.calls += 1
+            return 2 * weight
+
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)).train(training)
+    nn.utils.parametrize.register_parametrization(model[0], "weight", Counting())
+    bouton.attach(model, torch.optim.SGD(model.parameters(), lr=0.1), [mechanism])
+    Counting.calls = 0
+    with torch.set_grad_enabled(training):
+        model(torch.ones(5, 3))
+    assert Counting.calls == expected
+
+
+def test_two_attachments_on_one_model_leave_each_other_alone():
+    torch.manual_seed(0)
+    model, x = (
+        nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 4), nn.Linear(4, 2)),
+        torch.randn(5, 3),
+    )
+    plain = copy.deepcopy(model)
+    feedback = bouton.attach(model, None, [bouton.FeedbackAlignment(where="2")])
+    grapes = bouton.attach(model, None, [bouton.Grapes(where="0")])
+    alone = copy.deepcopy(plain)
+    bouton.attach(alone, None, [bouton.Grapes(where="0")])
+
+    feedback.detach()
+    for ours, oracle in zip(gradients(model, x), gradients(alone, x), strict=True):
+        assert torch.equal(ours, oracle)
+    grapes.detach()
+    for ours, oracle in zip(gradients(model, x), gradients(plain, x), strict=True):
+        assert torch.equal(ours, oracle)

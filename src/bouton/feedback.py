@@ -23,6 +23,10 @@ _NOT_RELAYED = (
     "kind='ifa' passes errors from the first layer forward, layer by layer, to one read-out, and so has "
     "none for the input of {}; use kind='fa' or 'dfa'"
 )
+_CHANGED = (
+    "a forward pre-hook that was registered after bouton.attach changes the input of {}, and would have no "
+    "part in its derivative; register it before"
+)
 _RESIZED = (
     "kind='ifa' passes errors forward, and {} does not fit the input {} of {}: what lies before it changes "
     "the size, as pooling does; use kind='fa' or 'dfa'"
@@ -65,10 +69,11 @@ class Gate:
     shared: Pass
     switch: Switch
     source: Tensor | None = None  # the input with its past, while the layer runs
+    given: Tensor | None = None  # the input without it
     seen: int = 0  # errors of the read-out when this layer last had its own
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "source": None, "seen": 0}
+        return {**self.__dict__, "source": None, "given": None, "seen": 0}
 
     def __call__(self, layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         """The layer's inputs without their past; run by torch before the layer's forward."""
@@ -80,11 +85,15 @@ class Gate:
                 "positional argument: call layer(x) instead of layer(input=x)"
             )
         self.source = inputs[0]
-        return (self.source.detach(), *inputs[1:])
+        self.given = self.source.detach()
+        return (self.given, *inputs[1:])
 
-    def join(self, layer: nn.Module, output: Tensor) -> Tensor:
+    def join(self, layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         """The layer's output, tied to the input whose past was cut off."""
-        source, self.source = cast(Tensor, self.source), None
+        source, given = cast(Tensor, self.source), self.given
+        self.source = self.given = None
+        if not inputs or inputs[0] is not given:
+            raise ValueError(_CHANGED.format(self.claim.name))
         if not output.requires_grad and not (source.requires_grad and torch.is_grad_enabled()):
             return output
         if self.leads:

@@ -71,20 +71,22 @@ class LayerHook:
             return returned
         # An LSTM's cell also returns its memory, which is no output of the node to others.
         output = returned[0] if isinstance(returned, tuple) else returned
-        weight = read_weight(module, self.parameter)
-        if module.training:
+        if self.observers and module.training:
+            weight = read_weight(module, self.parameter)
             for claim in self.observers:
                 for sample in samples(output):
                     claim.observe(weight, sample)
         for gate in self.gates:
-            returned = output = gate.join(module, output)
-        if output.requires_grad and self.errors:
+            returned = output = gate.join(module, inputs, output)
+        if self.errors and output.requires_grad:
+            weight = read_weight(module, self.parameter)
             companions = [read_weight(module, name) for name in self.companions]
             for claim in self.errors:
                 factor = claim.error_factor(weight, companions).to(output.dtype)
                 output.register_hook(_Modulate(factor, self.switch))
         if not self.wirings:
             return returned
+        weight = read_weight(module, self.parameter)
         for claim in self.wirings:
             output = each_sample(partial(claim.transform, weight), output)
         return output
@@ -111,7 +113,8 @@ def hook_layers(claims: Claims, switch: Switch) -> None:
             for layer in dict.fromkeys(group.layers):  # a shared module is listed at each of its paths
                 for gate in gates:
                     layer.register_forward_pre_hook(gate)
-                layer.register_forward_hook(hook)
+                # before hooks of others, which may return another output than the node's
+                layer.register_forward_hook(hook, prepend=True)
 
 
 def mark_layers(claims: Claims, owner: Owner) -> None:

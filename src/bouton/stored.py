@@ -46,6 +46,9 @@ def stored_parameter(layer: nn.Module, name: str) -> nn.Parameter | None:
 
 def read_weight(layer: nn.Module, parameter: str) -> Tensor:
     """The weight as the layer's forward pass uses it, detached; reading leaves the layer as it is."""
+    held = layer._parameters.get(parameter)
+    if held is not None:
+        return held.detach()
     if not is_parametrized(layer, parameter):
         mask = prune_mask(layer, parameter)
         if mask is not None:
