@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 import bouton
+from bouton import snapshot
 
 
 class Slow(bouton.Mechanism):
@@ -136,6 +137,29 @@ def test_a_skipped_step_leaves_the_mechanisms_state():
     optimizer.found_inf = torch.zeros(())
     optimizer.step()
     assert handle.stats()["Crystallization"]["weight"]["max"] == pytest.approx(0.6)
+
+
+def test_the_state_moves_to_the_weights_device_before_a_skipped_step():
+    layer = nn.Linear(4, 3)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    handle = bouton.attach(layer, optimizer, [bouton.Crystallization()])
+    ((_, claim),) = handle._claims
+    weight = layer.weight.detach().to("meta")  # a second device that every machine has
+    rate = claim.rate(weight, weight, skipped=torch.zeros((), device="meta"))
+    assert rate.device == claim.states[0]["rate"].device == weight.device
+
+
+def test_weights_that_lead_into_the_same_nodes_are_copied_once(monkeypatch):
+    model = nn.LSTM(3, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    bouton.attach(model, optimizer, [bouton.Grapes(mode="local", where="")], readout=())
+    copied = []
+    read = snapshot.read_weight
+    monkeypatch.setattr(
+        snapshot, "read_weight", lambda layer, name: copied.append(name) or read(layer, name)
+    )
+    optimizer.step()
+    assert sorted(copied) == ["weight_hh_l0", "weight_ih_l0"]
 
 
 def test_a_weight_that_another_attachment_holds_through_a_tie_is_refused():

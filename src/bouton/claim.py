@@ -106,9 +106,9 @@ class Claim:
 
         Where ``skipped`` is not zero the step was none, and the mechanism's state stays.
         """
-        before = [dict(state) for state in self.states]
-        rates = []
-        for synapses in self._blocks(weight, gradient, companions):
+        rates, blocks = [], self._blocks(weight, gradient, companions)
+        before = [dict(state) for state in self.states]  # on the weight's device by now
+        for synapses in blocks:
             rate = cast(RateRule, self.mechanism).rule(synapses)
             shape = synapses.weight.shape
             self._check(rate, [shape[:1], shape])

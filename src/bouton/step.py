@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 from functools import partial, reduce
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,22 +14,9 @@ from torch.utils.hooks import RemovableHandle
 
 from bouton.claim import Claim, Claims, claims_at
 from bouton.moments import fresh_moments, reset_moments
+from bouton.snapshot import Snapshot, take_snapshots
 from bouton.switch import Switch
 from bouton.synapse import SynapseGroup
-
-
-class _Snapshot(NamedTuple):
-    """A weight before a step: the stored parameter, and what rules see of it."""
-
-    stored: Tensor
-    effective: Tensor
-    companions: tuple[Tensor, ...]
-
-    @classmethod
-    def of(cls, group: SynapseGroup) -> _Snapshot:
-        stored = group.weight.detach().clone()
-        effective = stored if group.stored == group.parameter else group.effective().clone()
-        return cls(stored, effective, tuple(tensor.clone() for tensor in group.beside()))
 
 
 class StepHook:
@@ -50,7 +37,7 @@ class StepHook:
             if optimizer and any(claim.mechanism.reset_moments for claim in own)
         }
         self._depth = 0  # of step within step
-        self._before: dict[SynapseGroup, _Snapshot] = {}  # before the step that is under way
+        self._before: dict[SynapseGroup, Snapshot] = {}  # before the step that is under way
         self._handles: list[RemovableHandle] = []
         self._hook()
 
@@ -104,7 +91,7 @@ class StepHook:
         if self._switch.on:
             for group in self._weights():
                 _check_same_weight(group)
-            self._before = {group: _Snapshot.of(group) for group in self._rates}
+            self._before = take_snapshots(self._rates)
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, *arguments: Any) -> None:
