@@ -244,3 +244,14 @@ def test_two_attachments_on_one_model_leave_each_other_alone():
     grapes.detach()
     for ours, oracle in zip(gradients(model, x), gradients(plain, x), strict=True):
         assert torch.equal(ours, oracle)
+
+
+def test_a_handle_that_is_detached_while_it_pauses_stays_off():
+    model, x = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), torch.ones(5, 3)
+    expected = gradients(model, x)
+    handle = bouton.attach(model, None, [bouton.Grapes(clip=None)])
+    loss = model(x).square().sum()
+    with handle.paused():
+        handle.detach()
+    for ours, plain in zip(torch.autograd.grad(loss, list(model.parameters())), expected, strict=True):
+        assert torch.equal(ours, plain)

@@ -161,7 +161,7 @@ class Attachment:
         try:
             yield
         finally:
-            self._switch.on = before
+            self._switch.on = before and bool(self._claims)  # a detached handle stays off
 
     def remodel(self) -> None:
         """Run every structure mechanism once, now.
