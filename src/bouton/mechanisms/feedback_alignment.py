@@ -61,7 +61,8 @@ class FeedbackAlignment(Mechanism):
 
     Raises:
         ValueError: an unknown kind or init, or ``"weights"`` with another kind than ``"fa"``. While
-            training: an ``init`` that gives no tensor of the right shape for a layer; ``"dfa"`` where the
+            training: an ``init`` that gives no tensor of the right shape for a layer; a forward pre-hook,
+            registered after ``attach``, that changes a layer's input; ``"dfa"`` where the
             read-out runs through several time steps before the other layers; ``"ifa"`` in a net whose
             layers run more than once (as they do under activation checkpointing), whose sizes change
             between the layers, as by pooling, which has several read-outs, or whose input takes a gradient.
