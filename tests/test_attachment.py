@@ -453,3 +453,10 @@ def test_a_state_that_lacks_what_attach_made_is_refused():
     del state["claims"]["PlasticityDiversity/weight"]["tensors"][0]["rate"]
     with pytest.raises(ValueError, match="PlasticityDiversity/weight does not fit"):
         handle.load_state_dict(state)
+
+
+def test_a_table_that_shares_its_weight_is_found_by_its_own_name():
+    model = nn.ModuleDict({"table": nn.Embedding(5, 4), "head": nn.Linear(4, 5)})
+    model["head"].weight = model["table"].weight
+    handle = bouton.attach(model, sgd(model), [bouton.PlasticityDiversity(where="table")])
+    assert [row.weight for row in handle.report().rows if row.left_because is None] == ["head.weight"]

@@ -126,7 +126,7 @@ class Attachment:
 
         Error and rate mechanisms: mean, std, min and max of the factor. Structure mechanisms: turnover
         (share of the synapses that one event replaces, on average), changed and events so far. Backward
-        wiring: the angle in degrees between the error sent down and the back-propagated one. Rate and
+        wiring: the angle in degrees between the error sent down last and the back-propagated one. Rate and
         structure mechanisms also tell the steps that they saw: 0 if another optimizer does the stepping.
         Waits for the device; not for use in every step.
 

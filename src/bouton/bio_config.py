@@ -100,7 +100,8 @@ def from_bio_config(
         config: a ``BioConfig`` (any named tuple) or a mapping with its keys, of version 0.0.1 or 0.0.5.
             Missing keys have the defaults of 0.0.5. Exactly the ten keys of 0.0.1 make a configuration of
             that version, which does not bound the rates.
-        calls: methods of the converted model that the training loop called.
+        calls: methods of the converted model that the training loop called; by default
+            ``fuzzy_learning_rates`` alone.
         rejuvenate_every: optimizer steps from one call of ``rejuvenate_weights`` to the next, such as
             ``len(loader)`` for one in each epoch.
         scope: where the learning rates of synapses act, see :class:`bouton.PlasticityDiversity`. The

@@ -14,7 +14,9 @@ from bouton.passage import Passage, linear_map
 from bouton.stored import read_weight
 from bouton.switch import Switch
 
-SAMPLES = 32  # of each batch are kept to tell how feedback and back-propagation are aligned
+# Of each batch so many samples are kept, to tell how feedback and back-propagation are aligned, and at most
+# so many numbers of each error: that of a language model's read-out has millions for one sample.
+SAMPLES, SAMPLE_SIZE = 32, 2**20
 _TWICE = (
     "{} is called twice in one forward pass, or the last one ended before the read-out: an error that is "
     "passed forward needs each layer once; use kind='fa' or 'dfa'"
@@ -138,10 +140,16 @@ class _Call:
             gate.shared.errors.append(error)
         sent = self._relayed(error) if claim.mechanism.relays else self.made_by_rule(error)
         gate.seen = gate.shared.earlier + len(gate.shared.errors)
-        unbatched = error.ndim == -claim.layout.output_axis
-        some = slice(None) if unbatched else slice(SAMPLES)
-        claim.sample = (error[some].clone(), sent[some].clone())
+        claim.sample = self._sample(error, sent)
         return sent
+
+    def _sample(self, error: Tensor, sent: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Copies of some samples of both errors, as many as are small; None where one is large."""
+        size = max(error.numel(), sent.numel(), 1)
+        if error.ndim == -self.gate.claim.layout.output_axis:  # no batch axis
+            return (error.clone(), sent.clone()) if size <= SAMPLE_SIZE else None
+        count = min(SAMPLES, SAMPLE_SIZE * len(error) // size)
+        return (error[:count].clone(), sent[:count].clone()) if count else None
 
     def made_by_rule(self, error: Tensor) -> Tensor:
         """The error that the rule sends."""

@@ -95,8 +95,8 @@ class LayerHook:
 def hook_layers(claims: Claims, switch: Switch) -> None:
     """Hook the layers of all claims that need a layer's output."""
     shared = Pass()
-    backward = [group for group, claim in claims if claim.mechanism.direction == "backward"]
-    leader = next((group for group in backward if group.readout), None)
+    direct = [group for group, claim in claims if claim.mechanism.direct]
+    leader = next((group for group in direct if group.readout), None)
     for group in dict.fromkeys(group for group, _ in claims):
         own = [claim for other, claim in claims if other is group]
         observers = [claim for claim in own if claim.mechanism.observes]

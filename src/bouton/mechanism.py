@@ -61,8 +61,9 @@ class Mechanism:
     reset_moments = True  # structure site: the optimizer forgets what it knew of changed synapses
     last = False  # structure site: runs after the others, as a projection must
     direction = "forward"  # wiring site: transform the "forward" output, or the error on its way "backward"
+    direct = False  # wiring site, backward: the rule reads the errors of the read-out
     relays = (
-        False  # wiring site, backward: errors of the rule go to the first layer, and forward from there
+        False  # wiring site, backward: the rule's error goes to the first layer, and forward from there
     )
     observes = False  # any site: call `observe` after each forward pass in training mode
 

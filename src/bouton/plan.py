@@ -138,7 +138,7 @@ def _check_mechanism(mechanism: Mechanism, model: nn.Module, groups: Sequence[Sy
     if type(mechanism.every) is not int or mechanism.every < 1:
         raise ValueError(f"{name}.every is {mechanism.every!r}; use a whole number of steps from 1")
     for pattern in _patterns(mechanism):
-        if not any(fnmatchcase(path, pattern) for group in groups for path in group.paths):
+        if not any(fnmatchcase(path, pattern) for group in groups for path in group.known_as):
             raise ValueError(
                 f"{name}(where={pattern!r}) matches no layer with a weight; {_has(model, groups)}"
                 + (". Leave out '.weight': where= names layers" if pattern.endswith(".weight") else "")
@@ -154,6 +154,13 @@ def _check_overlaps(taken: Sequence[Decision]) -> None:
                     "handle and give all mechanisms to one bouton.attach, or call bouton.detach(model) "
                     "first if this is a copy of an attached model"
                 )
+    direct = [decision for decision in taken if decision.mechanism.direct]
+    for mechanism in (decision.mechanism for decision in direct):
+        if not any(d.group.readout for d in direct if d.mechanism is mechanism):
+            raise ValueError(
+                f"{type(mechanism).__name__} needs the error of the read-out, and does not take it; let "
+                "where= take it too, or name with readout= the layer whose output is the network's"
+            )
     uses = Counter((decision.group, type(decision.mechanism).__name__) for decision in taken)
     for (group, name), count in uses.items():
         if count > 1:
@@ -214,7 +221,7 @@ def _wanted(mechanism: Mechanism, group: SynapseGroup) -> bool:
     if callable(where):
         # a shared module stands at several paths, and each of them counts
         return any(map(where, group.paths, group.layers))
-    return any(fnmatchcase(path, pattern) for path in group.paths for pattern in _patterns(mechanism))
+    return any(fnmatchcase(path, pattern) for path in group.known_as for pattern in _patterns(mechanism))
 
 
 def _patterns(mechanism: Mechanism) -> Iterable[str]:

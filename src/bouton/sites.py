@@ -48,7 +48,7 @@ class Synapses:
         companions: further weights of the same layer that lead into the same nodes, as the recurrent one
             of an LSTM does.
         depth: where the weight stands in the model: 0 for the first, 1 for the last.
-        name: the weight's name in ``model.named_parameters()``.
+        name: the weight's name in the model's ``state_dict()``, of several the first of a layer.
         stream: where random draws come from.
     """
 

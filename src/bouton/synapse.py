@@ -54,6 +54,11 @@ class SynapseGroup:
         return (self.path, *self.aliases)
 
     @property
+    def known_as(self) -> tuple[str, ...]:
+        """The paths of all modules that hold the weight, those of other types too."""
+        return (*self.paths, *(name.rpartition(".")[0] for name in self.elsewhere))
+
+    @property
     def frozen(self) -> bool:
         """True where the weight takes no gradient."""
         return not self.weight.requires_grad

@@ -192,8 +192,11 @@ def test_mistakes_are_named():
         ({"activation": "wave"}, r"expand\(activation='wave'\): use a callable or one of identity"),
         ({"where": "conv*"}, r"where='conv\*'\) matches no layer with a weight; the model has: 0, 2, 4, 5"),
         ({"where": 3}, "use a glob"),
-        ({"where": "4", "readout": "4"}, "found no layer to expand. 4: the read-out"),
-        ({"where": lambda path, module: False}, "found no layer to expand. the model has: 0, 2, 4, 5"),
+        ({"where": "4", "readout": "4"}, "found no Linear or convolution. 4: the read-out"),
+        (
+            {"where": lambda path, module: False},
+            "found no Linear or convolution. the model has: 0, 2, 4, 5",
+        ),
         ({"readout": "7"}, "readout"),
         ({"where": "5", "readout": ()}, "5: it is of type LSTM"),
     ]:

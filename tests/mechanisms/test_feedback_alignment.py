@@ -13,6 +13,7 @@ from published import GRAPES, layers_of, net, trained
 from torch import nn
 
 import bouton
+from bouton import feedback
 
 CASES = [
     f"{rule}-{optimizer}-{activation}-un"
@@ -197,7 +198,7 @@ def test_mistakes_are_refused():
         backward(mlp(), torch.randn(2, 6), init={"2": torch.ones(3, 4)})
     with pytest.raises(ValueError, match=r"gave NoneType for '2'"):
         backward(mlp(), torch.randn(2, 6), init={})
-    with pytest.raises(ValueError, match=r"one error of the read-out for each.*found 0 at 0\.weight"):
+    with pytest.raises(ValueError, match="needs the error of the read-out, and does not take it"):
         backward(mlp(), torch.randn(2, 6, requires_grad=True), kind="dfa", where="0")
     pooled = nn.Sequential(nn.Linear(6, 8), nn.MaxPool1d(2), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3))
     with pytest.raises(ValueError, match=r"\(2, 8\) does not fit the input \(2, 4\) of 2.weight"):
@@ -608,3 +609,14 @@ def test_in_place_changes_of_outputs_that_are_views(layers, shape, change):
     found = gradient()
     handle.detach()
     check_same(found, plain)
+
+
+@pytest.mark.parametrize(("limit", "kept"), [(40, 5), (16, 2), (7, None)])
+def test_samples_of_large_errors_are_fewer_or_none(monkeypatch, limit, kept):
+    monkeypatch.setattr(feedback, "SAMPLE_SIZE", limit)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+    handle = bouton.attach(model, None, [bouton.FeedbackAlignment()])
+    model(torch.randn(5, 4)).sum().backward()
+    claim = next(claim for group, claim in handle._claims if group.path == "2")
+    assert kept == (None if claim.sample is None else len(claim.sample[0]))
+    assert ("angle" in handle.stats()["FeedbackAlignment"]["2.weight"]) == (kept is not None)

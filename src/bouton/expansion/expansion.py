@@ -100,7 +100,7 @@ def expand(
     taken = [g for g in chosen if left[g.path] is None]
     if not taken:
         reasons = "; ".join(f"{path or 'the model'}: {reason}" for path, reason in left.items())
-        raise ValueError(f"expand found no layer to expand. {reasons or _has(groups)}")
+        raise ValueError(f"expand found no Linear or convolution. {reasons or _has(groups)}")
     for group in chosen:
         if not group.readout and (reason := left[group.path]):
             warnings.warn(f"expand leaves {group.path} as it is: {reason}", stacklevel=2)

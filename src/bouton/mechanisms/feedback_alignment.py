@@ -70,8 +70,10 @@ class FeedbackAlignment(Mechanism):
     Note:
         When not to use it: to reach a better accuracy. It is a model of learning without weight transport,
         and in deep or convolutional nets it learns worse than back-propagation. ``handle.stats()`` gives
-        the angle between what each layer sends down and what its own weights would, averaged over some
-        samples of the last batch: 90 degrees is unrelated, and it falls where feedback and weights align.
+        the angle between what each layer sent down in the last backward pass and what its own weights, as
+        they are now, would have sent, averaged over some samples (where one has at most a million numbers):
+        90 degrees is unrelated, and it falls where feedback and weights align. Ask before the optimizer's
+        step; there is no angle where nothing below asked for an error, as below the first layer.
 
     References:
         Dellaferrera et al., Nature Communications 13 (2022), doi 10.1038/s41467-022-29491-2; Lillicrap et
@@ -107,6 +109,10 @@ class FeedbackAlignment(Mechanism):
                     "FeedbackAlignment(init='weights') follows each layer's own weights, which have the "
                     "shape of kind='fa' only"
                 )
+
+    @property
+    def direct(self) -> bool:  # type: ignore[override]
+        return self.kind != "fa"
 
     @property
     def relays(self) -> bool:  # type: ignore[override]

@@ -99,7 +99,7 @@ def _notes(summary: Summary, target: str) -> tuple[str, ...]:
         "seeds. Nothing is chosen by the test split.",
         "Against: paired differences in percentage points (same initial weights, same batches), "
         "with 95 % bootstrap intervals of their mean. plain-matched is plain at its learning "
-        "rate times the mean factor of Grapes on the fresh model: what is no better than it may "
+        "rate times the mean factor of Grapes() on the fresh model: what is no better than it may "
         "only act as a larger learning rate.",
         f"Steps: optimizer steps to the end of the first epoch at {target}, which is "
         f"{TARGET_SHARE:.0%} of plain's mean accuracy; median over the seeds.",
