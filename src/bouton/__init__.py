@@ -15,7 +15,7 @@ from bouton.mechanisms import (
     VolumePlasticity,
 )
 from bouton.passage import Passage
-from bouton.plan import Report
+from bouton.report import Report
 from bouton.sites import (
     SITES,
     BackwardWiringRule,

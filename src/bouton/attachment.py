@@ -13,7 +13,8 @@ from torch.optim import Optimizer
 from bouton.claim import Claim
 from bouton.layer import MARK, Mark, clear_layer, hook_layers, mark_layers
 from bouton.mechanism import Mechanism
-from bouton.plan import Decision, Report, make_plan, make_report
+from bouton.plan import Decision, make_plan
+from bouton.report import Report, make_report
 from bouton.stats import stats_of
 from bouton.step import StepHook, check_free
 from bouton.switch import Switch

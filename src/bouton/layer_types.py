@@ -141,9 +141,11 @@ def _recurrent(gates: int, layer: Any) -> list[Slot]:
 def _cell(gates: int, layer: Any) -> list[Slot]:
     once = "the error at these nodes is modulated once, for weight_ih, by the share of both weights"
     layout = Layout(blocks=gates)
+    inputs = [stored_parameter(layer, name) for name in [stored_name(layer, "weight_ih")] if name]
+    learns = any(weight.requires_grad for weight in inputs if weight is not None)
     return [
         Slot("weight_ih", layout, {"wiring": _CELL}, ("weight_hh",)),
-        Slot("weight_hh", layout, {"wiring": _CELL, "error": once}, ("weight_ih",)),
+        Slot("weight_hh", layout, {"wiring": _CELL} | ({"error": once} if learns else {}), ("weight_ih",)),
     ]
 
 

@@ -132,3 +132,15 @@ def test_rates_and_structure_act_gate_by_gate(kind, grapes_mode):
         check_updates(Net([kind], 3, 4), lambda net: net.loss(x, y), bouton.Grapes(mode="local"), blocks)
     else:
         remodeled_by_hand(Net([kind], 3, 4), lambda net: net.loss(x, y), blocks)
+
+
+def test_a_frozen_input_weight_leaves_the_modulation_to_the_recurrent_one():
+    def gradient(frozen):
+        torch.manual_seed(0)
+        net = Net([nn.GRUCell], 3, 4)
+        net.cells[0].weight_ih.requires_grad_(not frozen)
+        bouton.attach(net, None, [bouton.Grapes()])
+        net(torch.randn(STEPS, 2, 3, dtype=torch.float64)).square().sum().backward()
+        return net.cells[0].weight_hh.grad
+
+    assert torch.equal(gradient(frozen=True), gradient(frozen=False))

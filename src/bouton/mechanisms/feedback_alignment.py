@@ -158,7 +158,8 @@ class FeedbackAlignment(Mechanism):
         if not isinstance(made, Tensor) or made.shape != shape:
             found = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
             raise ValueError(
-                f"FeedbackAlignment(init=...) gave {found} for {path!r}; expected a tensor of shape {shape}"
+                f"FeedbackAlignment(init=...) gave {found} for {path!r}; expected a tensor of shape "
+                f"{shape}, from the nodes whose error it takes to the input; transpose it where it is not"
             )
         return made.detach().to(weight, copy=True)
 

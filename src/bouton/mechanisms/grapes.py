@@ -76,8 +76,9 @@ class Grapes(Mechanism):
             recurrent layers and attention. ``"presynaptic"``: the form published for direct feedback
             alignment; the factor comes from the sums over the nodes that a synapse's input leads to,
             ``c_i = 2 sum_o |W_oi| / max_i``, and multiplies the gradient of each of them; the first layer
-            is left as it is. (With three or more hidden layers the published form has a second factor,
-            ``c`` of the hidden layer above at each node, which is not made here.)
+            is left as it is, and each block of a packed weight has its own sums. (With three or more hidden
+            layers the published form has a second factor, ``c`` of the hidden layer above at each node,
+            which is not made here.)
         clip: bounds of ``f``; None leaves it in (0, 2].
         normalize: divide by the mean of ``f`` over the layer (after ``clip``), so that the mean error
             keeps its size.
