@@ -169,12 +169,13 @@ def print_coverage(found: Coverage, console: Console | None = None) -> None:
     letters = string.ascii_uppercase[: len(found.kinds)]
     for letter, names in zip(letters, found.kinds, strict=True):
         console.print(Text(f"{letter}  {', '.join(names)}"))
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
     table.add_column("mechanism", no_wrap=True)
     for letter in letters:
-        table.add_column(letter, overflow="fold")
+        table.add_column(letter, no_wrap=True)
     for label, cells in found.rows.items():
-        table.add_row(Text(re.sub(r"\((.*)=(.*)\)", r"\n\1 \2", label)), *map(found.write, cells))
+        written = [found.write(cell).replace(", ", ",") for cell in cells]  # 80 columns hold it so
+        table.add_row(Text(re.sub(r"\(.*='(.*)'\)", r"\n- \1", label)), *written)
     console.print(table)
     console.print(
         "yes and a number: some weights of the layer are left. where=: only where this names the layer."
