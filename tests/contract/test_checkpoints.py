@@ -1,7 +1,7 @@
 """Promises 2 and 3: same checkpoints with and without, and exact detach."""
 
 import torch
-from subjects import build, over_examples, over_models, over_optimizers, same, train
+from subjects import build, over_examples, over_models, over_optimizers, over_pairs, same, train
 
 import bouton
 
@@ -60,11 +60,11 @@ def test_training_after_detach_is_plain(mechanism, optimizer_name):
     assert same(train(model, optimizer, steps=3), plain)
 
 
-@over_optimizers
+@over_pairs
 @over_examples
-def test_a_run_goes_on_from_its_saved_state(mechanism, optimizer_name):
+def test_a_run_goes_on_from_its_saved_state(mechanism, model_name, optimizer_name):
     def attached():
-        model, optimizer = build("tied", optimizer_name)
+        model, optimizer = build(model_name, optimizer_name)
         return model, optimizer, bouton.attach(model, optimizer, [mechanism], seed=5)
 
     model, optimizer, handle = attached()

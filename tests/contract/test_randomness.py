@@ -1,30 +1,32 @@
 """Promise 5: own randomness."""
 
 import torch
-from subjects import EXAMPLES, build, over_examples, same, train
+from subjects import EXAMPLES, build, over_examples, over_models, same, train
 
 import bouton
 
 
-def run(mechanisms, seed=0):
-    model, optimizer = build("mlp", "adamw")
+def run(mechanisms, seed=0, model_name="mlp"):
+    model, optimizer = build(model_name, "adamw")
     handle = bouton.attach(model, optimizer, mechanisms, seed=seed)
     return train(model, optimizer, steps=4), handle
 
 
+@over_models
 @over_examples
-def test_the_global_generator_is_left_alone(mechanism):
+def test_the_global_generator_is_left_alone(mechanism, model_name):
     before = torch.get_rng_state()
-    _, handle = run([mechanism])
+    _, handle = run([mechanism], model_name=model_name)
     handle.stats()
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@over_models
 @over_examples
-def test_same_seed_same_run_whatever_the_global_seed(mechanism):
-    first, _ = run([mechanism], seed=7)
+def test_same_seed_same_run_whatever_the_global_seed(mechanism, model_name):
+    first, _ = run([mechanism], 7, model_name)
     torch.manual_seed(99)
-    assert same(first, run([mechanism], seed=7)[0])
+    assert same(first, run([mechanism], 7, model_name)[0])
 
 
 @over_examples
