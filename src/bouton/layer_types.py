@@ -141,8 +141,8 @@ def _recurrent(gates: int, layer: Any) -> list[Slot]:
 def _cell(gates: int, layer: Any) -> list[Slot]:
     once = "the error at these nodes is modulated once, for weight_ih, by the share of both weights"
     layout = Layout(blocks=gates)
-    inputs = [stored_parameter(layer, name) for name in [stored_name(layer, "weight_ih")] if name]
-    learns = any(weight.requires_grad for weight in inputs if weight is not None)
+    inputs = stored_parameter(layer, stored_name(layer, "weight_ih"))
+    learns = inputs is not None and inputs.requires_grad
     return [
         Slot("weight_ih", layout, {"wiring": _CELL}, ("weight_hh",)),
         Slot("weight_hh", layout, {"wiring": _CELL} | ({"error": once} if learns else {}), ("weight_ih",)),
@@ -151,12 +151,10 @@ def _cell(gates: int, layer: Any) -> list[Slot]:
 
 def _is_transposed_linear(layer: nn.Module) -> bool:
     """Whether this is the layer that GPT-2's code calls Conv1D: a Linear that stores ``[in, node]``."""
-    if not any(
-        kind.__name__ == "Conv1D" for kind in type(layer).__mro__
-    ):  # a parametrised one is a subclass
+    # a parametrised one is a subclass
+    if not any(kind.__name__ == "Conv1D" for kind in type(layer).__mro__):
         return False
-    stored = stored_name(layer, "weight")
-    weight = stored_parameter(layer, stored) if stored else None
+    weight = stored_parameter(layer, stored_name(layer, "weight"))
     return weight is not None and weight.shape[1:] == (getattr(layer, "nf", None),)
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 from torch import nn
 from torch.optim import Optimizer
@@ -15,6 +14,7 @@ from bouton.layer_types import layer_types
 from bouton.mechanism import Mechanism
 from bouton.sites import SITES
 from bouton.synapse import SynapseGroup
+from bouton.where import is_wanted, unmatched
 
 # Two factors commute; two transformations of one output, or of one weight, do not.
 _EXCLUSIVE = ("wiring", "structure")
@@ -74,12 +74,11 @@ def _check_mechanism(mechanism: Mechanism, model: nn.Module, groups: Sequence[Sy
         raise ValueError(f"{name}.direction is {mechanism.direction!r}; use 'forward' or 'backward'")
     if type(mechanism.every) is not int or mechanism.every < 1:
         raise ValueError(f"{name}.every is {mechanism.every!r}; use a whole number of steps from 1")
-    for pattern in _patterns(mechanism):
-        if not any(fnmatchcase(path, pattern) for group in groups for path in group.known_as):
-            raise ValueError(
-                f"{name}(where={pattern!r}) matches no layer with a weight; {_has(model, groups)}"
-                + (". Leave out '.weight': where= names layers" if pattern.endswith(".weight") else "")
-            )
+    for pattern in unmatched(mechanism.where, groups):
+        raise ValueError(
+            f"{name}(where={pattern!r}) matches no layer with a weight; {_has(model, groups)}"
+            + (". Leave out '.weight': where= names layers" if pattern.endswith(".weight") else "")
+        )
 
 
 def _check_overlaps(taken: Sequence[Decision]) -> None:
@@ -139,7 +138,7 @@ def _check_optimizer(taken: Sequence[Decision], optimizer: Optimizer | None) -> 
 
 
 def _reason(mechanism: Mechanism, group: SynapseGroup) -> str | None:
-    if not _wanted(mechanism, group):
+    if not is_wanted(mechanism.where, group):
         return "not chosen by where="
     if group.lookup and mechanism.where is None:
         return "an embedding, which where= must name to be taken"
@@ -149,23 +148,6 @@ def _reason(mechanism: Mechanism, group: SynapseGroup) -> str | None:
     if reasons := [group.unreachable[site] for site in sites if site in group.unreachable]:
         return reasons[0]
     return mechanism.serves(group)
-
-
-def _wanted(mechanism: Mechanism, group: SynapseGroup) -> bool:
-    where = mechanism.where
-    if where is None:
-        return True
-    if callable(where):
-        # a shared module stands at several paths, and each of them counts
-        return any(map(where, group.paths, group.layers))
-    return any(fnmatchcase(path, pattern) for path in group.known_as for pattern in _patterns(mechanism))
-
-
-def _patterns(mechanism: Mechanism) -> Iterable[str]:
-    where = mechanism.where
-    if where is None or callable(where):
-        return ()
-    return (where,) if isinstance(where, str) else where
 
 
 def _nothing_taken(mechanism: Mechanism, model: nn.Module, own: Sequence[Decision]) -> str:

@@ -35,8 +35,10 @@ def stored_name(layer: nn.Module, parameter: str) -> str | None:
     )
 
 
-def stored_parameter(layer: nn.Module, name: str) -> nn.Parameter | None:
-    """The parameter at a name that :func:`stored_name` gave, None if it is gone."""
+def stored_parameter(layer: nn.Module, name: str | None) -> nn.Parameter | None:
+    """The parameter at a name that :func:`stored_name` gave, None if there is none or it is gone."""
+    if name is None:
+        return None
     *path, last = name.split(".")
     module: nn.Module | None = layer
     for step in path:

@@ -124,7 +124,7 @@ def find_groups(model: nn.Module, readout: str | Sequence[str] | None = None) ->
     for path, module in model.named_modules(remove_duplicate=False):
         for slot in slots(module):
             stored = stored_name(module, slot.parameter)
-            weight = stored_parameter(module, stored) if stored else None
+            weight = stored_parameter(module, stored)
             if isinstance(weight, UninitializedParameter):
                 raise ValueError(
                     f"{path or type(module).__name__} is a lazy module without a weight yet; run one "
@@ -146,7 +146,7 @@ def find_groups(model: nn.Module, readout: str | Sequence[str] | None = None) ->
     owners: dict[nn.Parameter, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         owners.setdefault(parameter, []).append(name)
-    stack = list(dict.fromkeys(first))
+    stack = list(first)
     return tuple(_group(places, weight, owners[weight], chosen, stack) for weight, places in found.items())
 
 

@@ -6,7 +6,6 @@ import copy
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
 from typing import cast
 
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from bouton.mechanism import Mechanism, Where
 from bouton.mechanisms.multi_synapse import ACTIVATIONS
 from bouton.sites import RandomStream
 from bouton.synapse import SynapseGroup, find_groups
+from bouton.where import is_wanted, unmatched
 
 
 def expand(
@@ -132,15 +132,9 @@ def _choose(groups: Sequence[SynapseGroup], where: Where) -> list[SynapseGroup]:
     if where is None:
         return [g for g in groups if isinstance(g.layers[0], KINDS)]
     where = Mechanism(where=where).where  # refuses what is no glob
-    if callable(where):
-        return [g for g in groups if any(map(where, g.paths, g.layers))]
-    patterns = (where,) if isinstance(where, str) else tuple(where or ())
-    for pattern in patterns:
-        if not any(fnmatchcase(path, pattern) for g in groups for path in g.paths):
-            raise ValueError(f"expand(where={pattern!r}) matches no layer with a weight; {_has(groups)}")
-    return [
-        g for g in groups if any(fnmatchcase(path, pattern) for path in g.paths for pattern in patterns)
-    ]
+    for pattern in unmatched(where, groups):
+        raise ValueError(f"expand(where={pattern!r}) matches no layer with a weight; {_has(groups)}")
+    return [g for g in groups if is_wanted(where, g)]
 
 
 def _reason(
