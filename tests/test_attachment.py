@@ -421,18 +421,9 @@ def test_saved_and_loaded_state_are_copies():
     assert other.stats() == handle.stats() == stats
 
 
-def test_state_of_other_mechanisms_or_models_is_refused():
-    def attached(model=None, nu=0.1, seed=0):
-        model = model or mlp()
-        return bouton.attach(model, sgd(model), [bouton.PlasticityDiversity(nu=nu)], seed=seed)
-
-    handle = attached()
-    with pytest.raises(ValueError, match=r'saved with mechanisms.*"nu": 0.2.*attached are.*"nu": 0.1'):
-        handle.load_state_dict(attached(nu=0.2).state_dict())
-    with pytest.raises(ValueError, match="saved with seed 1, and attached are 0"):
-        handle.load_state_dict(attached(seed=1).state_dict())
-    with pytest.raises(ValueError, match=r"another model; they differ in PlasticityDiversity/2.weight"):
-        handle.load_state_dict(attached(nn.Sequential(nn.Linear(6, 8))).state_dict())
+def test_a_state_that_lacks_something_is_refused():
+    model = mlp()
+    handle = bouton.attach(model, sgd(model), [bouton.PlasticityDiversity(nu=0.1)])
     for broken in ({}, {**handle.state_dict(), "claims": {"PlasticityDiversity/0.weight": {}}}):
         with pytest.raises(ValueError, match=r"no state of an attachment|another model"):
             handle.load_state_dict(broken)
@@ -440,9 +431,6 @@ def test_state_of_other_mechanisms_or_models_is_refused():
         state = handle.state_dict()
         del state["claims"]["PlasticityDiversity/2.weight"]["draws"]
         handle.load_state_dict(state)
-    with pytest.raises(ValueError, match=r"PlasticityDiversity/0.weight does not fit.*\(8, 6\)"):
-        other = nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 4), nn.ReLU(), nn.Linear(4, 3))
-        handle.load_state_dict(attached(other).state_dict())
 
 
 def test_a_state_that_lacks_what_attach_made_is_refused():

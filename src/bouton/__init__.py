@@ -3,6 +3,7 @@
 from bouton.attachment import Attachment, attach, detach
 from bouton.bio_config import from_bio_config
 from bouton.expansion import consolidate, expand
+from bouton.flat_state import flatten_state, unflatten_state
 from bouton.mechanism import Mechanism, register, registry
 from bouton.mechanisms import (
     Crystallization,
@@ -57,7 +58,9 @@ __all__ = [
     "detach",
     "expand",
     "find_groups",
+    "flatten_state",
     "from_bio_config",
     "register",
     "registry",
+    "unflatten_state",
 ]

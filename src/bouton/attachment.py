@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from bouton.checkpoint import CheckpointHook, check_state, save_state
 from bouton.claim import Claim
 from bouton.layer import MARK, Mark, clear_layer, hook_layers, mark_layers
 from bouton.mechanism import Mechanism
@@ -110,6 +111,7 @@ class Attachment:
         self._claims = [(d.group, Claim.of(d.mechanism, d.group, report.seed)) for d in taken]
         self._switch = Switch()
         self._step = StepHook(optimizer, self._claims, self._switch)
+        self._checkpoint = CheckpointHook(optimizer, self) if optimizer is not None else None
         hook_layers(self._claims, self._switch)
         mark_layers(self._claims, self)
 
@@ -152,6 +154,9 @@ class Attachment:
                 clear_layer(layer)
         self._switch.on = False  # for graphs that were built before
         self._step.remove()
+        if self._checkpoint is not None:
+            self._checkpoint.remove()
+            self._checkpoint = None
         self._claims = []
 
     @contextmanager
@@ -176,38 +181,46 @@ class Attachment:
     def state_dict(self) -> dict[str, Any]:
         """All state of the mechanisms: plain numbers, strings and tensors.
 
+        ``optimizer.state_dict()`` holds the same under the key ``"bouton"``. Save it on its own only where
+        that key gets lost, as in the helpers of ``torch.distributed.checkpoint``.
+
         Raises:
             ValueError: the handle is detached.
         """
         self._check_attached()
-        return {
-            "seed": self._report.seed,
-            "mechanisms": [mechanism.describe() for mechanism in self.mechanisms],
-            "claims": {claim.key: claim.state_dict() for _, claim in self._claims},
-        }
+        return save_state(*self._identity(), self._claims)
+
+    def check_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Refuse what :meth:`load_state_dict` would refuse, and load nothing.
+
+        Raises:
+            ValueError: other mechanisms or other weights, or the handle is detached.
+        """
+        self._check_attached()
+        check_state(state, *self._identity(), self._claims)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over the state of another attachment of the same mechanisms to the same model.
+
+        ``optimizer.load_state_dict()`` calls it where the state rides there.
 
         Raises:
             ValueError: other mechanisms or other weights, or the handle is detached; nothing has been
                 loaded then.
         """
-        own = self.state_dict()
-        if missing := own.keys() - state.keys():
-            raise ValueError(f"this is no state of an attachment: it lacks {', '.join(sorted(missing))}")
-        for name in ("mechanisms", "seed"):
-            if state[name] != own[name]:
-                raise ValueError(
-                    f"this state was saved with {name} {state[name]}, and attached are {own[name]}; "
-                    "attach with the same arguments before loading"
-                )
-        if different := sorted(set(state["claims"]) ^ set(own["claims"])):
-            raise ValueError(f"this state is of another model; they differ in {', '.join(different)}")
-        for _, claim in self._claims:
-            claim.check_fits(state["claims"][claim.key])
+        self.check_state_dict(state)
         for _, claim in self._claims:
             claim.load_state_dict(state["claims"][claim.key])
+
+    def reset(self) -> None:
+        """Start all mechanisms fresh, from the weights as they are now and with the draws of ``attach``.
+
+        Raises:
+            ValueError: the handle is detached.
+        """
+        self._check_attached()
+        for group, claim in self._claims:
+            claim.reset(group)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -218,6 +231,9 @@ class Attachment:
             "a handle has no shallow copy, which would act on the same weights once more; use "
             "copy.deepcopy((model, optimizer, handle))"
         )
+
+    def _identity(self) -> tuple[list[str], int]:
+        return [mechanism.describe() for mechanism in self._mechanisms], self._report.seed
 
     def _check_attached(self) -> None:
         if not self._claims:

@@ -39,6 +39,7 @@ class Claim:
     layout: Layout
     stream: RandomStream
     depth: float = 0.0
+    shape: tuple[int, ...] = ()  # of the weight
     states: list[dict[str, Tensor]] = field(default_factory=list)  # one for each block of the weight
     prepared: frozenset[str] = frozenset()  # the names of what the mechanism made at attach
     step: int = 0
@@ -57,14 +58,20 @@ class Claim:
         mechanism = copy.copy(mechanism)
         object.__setattr__(mechanism, "where", None)  # may be a lambda, which does not pickle
         stream = RandomStream(seed, f"{type(mechanism).__name__}/{group.name}")
-        claim = cls(mechanism, group.name, group.layout, stream, group.depth)
-        claim.states = [
-            # no view of the weight
-            {name: tensor.clone() for name, tensor in mechanism.prepare(synapses).items()}
-            for synapses in claim._blocks(group.effective(), companions=group.beside())
-        ]
-        claim.prepared = frozenset().union(*claim.states)
+        claim = cls(mechanism, group.name, group.layout, stream, group.depth, tuple(group.weight.shape))
+        claim.reset(group)
         return claim
+
+    def reset(self, group: SynapseGroup) -> None:
+        """Start afresh on a weight as it is now."""
+        self.step = self.events = self.stream.count = 0
+        self.states, self.changed, self.sample = [], None, None
+        self.states = [
+            # no view of the weight
+            {name: tensor.clone() for name, tensor in self.mechanism.prepare(synapses).items()}
+            for synapses in self._blocks(group.effective(), companions=group.beside())
+        ]
+        self.prepared = frozenset().union(*self.states)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "sample": None}  # errors of training data have no place in a saved model
@@ -150,12 +157,17 @@ class Claim:
         changed = {} if self.changed is None else {"changed": self.changed.clone()}
         tensors = [{name: tensor.clone() for name, tensor in state.items()} for state in self.states]
         numbers = {"step": self.step, "events": self.events, "draws": self.stream.count}
-        return {**numbers, **changed, "tensors": tensors}
+        return {"shape": list(self.shape), **numbers, **changed, "tensors": tensors}
 
     def check_fits(self, values: dict[str, Any]) -> None:
         """Refuse what is no state of this claim."""
-        if missing := {"step", "events", "draws", "tensors"} - values.keys():
+        if missing := {"shape", "step", "events", "draws", "tensors"} - values.keys():
             raise ValueError(f"the state of {self.key} lacks {', '.join(sorted(missing))}")
+        if list(values["shape"]) != list(self.shape):
+            raise ValueError(
+                f"the state of {self.key} is of a weight {list(values['shape'])}, and this model's is "
+                f"{list(self.shape)}; load it into the model that it was saved of"
+            )
         found, expected = (
             [{name: tuple(tensor.shape) for name, tensor in state.items()} for state in states]
             for states in (values["tensors"], self.states)

@@ -11,6 +11,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from bouton.layer_types import Layout, Slot, slots
 from bouton.stored import prune_mask, read_weight, stored_name, stored_parameter
+from bouton.wrappers import own_name, unwrapped
 
 _SHARED_AXES = "{} share this weight and read it along different axes"
 _COMPUTED = "its weight is computed from other parameters, so that no single synapse can be set"
@@ -102,7 +103,8 @@ def find_groups(model: nn.Module, readout: str | Sequence[str] | None = None) ->
     Found are the weights of ``Linear``, ``Bilinear``, ``Conv1d/2d/3d``, ``ConvTranspose1d/2d/3d``, GPT-2's
     ``Conv1D``, ``MultiheadAttention``, ``RNN``, ``LSTM``, ``GRU`` and their cells, ``Embedding`` and
     ``EmbeddingBag``, also pruned and parametrised ones, in arbitrarily nested models; shared modules and
-    tied weights are found once, frozen weights are included.
+    tied weights are found once, frozen weights are included. Inside ``torch.compile``, an activation
+    checkpoint wrapper or ``DistributedDataParallel``, layers keep the names that they have without.
 
     Args:
         model: any module.
@@ -121,7 +123,9 @@ def find_groups(model: nn.Module, readout: str | Sequence[str] | None = None) ->
     """
     found: dict[nn.Parameter, list[_Place]] = {}
     first: dict[nn.Module, str] = {}  # where a layer that may be the read-out stands first
-    for path, module in model.named_modules(remove_duplicate=False):
+    model = unwrapped(model)
+    for wrapped_path, module in model.named_modules(remove_duplicate=False):
+        path = own_name(wrapped_path)
         for slot in slots(module):
             stored = stored_name(module, slot.parameter)
             weight = stored_parameter(module, stored)
@@ -145,7 +149,7 @@ def find_groups(model: nn.Module, readout: str | Sequence[str] | None = None) ->
         raise ValueError(f"readout={unknown} is no synapse group; the model has: {known}")
     owners: dict[nn.Parameter, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        owners.setdefault(parameter, []).append(name)
+        owners.setdefault(parameter, []).append(own_name(name))
     stack = list(first)
     return tuple(_group(places, weight, owners[weight], chosen, stack) for weight, places in found.items())
 
@@ -154,11 +158,11 @@ def find_others(model: nn.Module, groups: Sequence[SynapseGroup]) -> tuple[str, 
     """Name the parameters with two or more axes, or without a shape yet, that are no synapse group."""
     known = {group.weight for group in groups}
     found = []
-    for name, parameter in model.named_parameters():
+    for name, parameter in unwrapped(model).named_parameters():
         if isinstance(parameter, UninitializedParameter):
-            found.append(f"{name} (not yet made)")
+            found.append(f"{own_name(name)} (not yet made)")
         elif parameter not in known and parameter.ndim > 1:
-            found.append(f"{name} {tuple(parameter.shape)}")
+            found.append(f"{own_name(name)} {tuple(parameter.shape)}")
     return tuple(found)
 
 

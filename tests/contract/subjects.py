@@ -39,11 +39,11 @@ over_neutral = pytest.mark.parametrize("mechanism", NEUTRAL.values(), ids=NEUTRA
 over_examples = pytest.mark.parametrize("mechanism", EXAMPLES.values(), ids=EXAMPLES)
 
 
-def build(model_name, optimizer_name="sgd"):
+def build(model_name, optimizer_name="sgd", dtype=torch.float32):
     """The same fresh model and optimizer at every call; global randomness is left as it was."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = NETS[model_name]()
+        model = NETS[model_name]().to(dtype)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return model, OPTIMIZERS[optimizer_name](parameters)
 
