@@ -14,12 +14,14 @@ from bouton.checkpoint import CheckpointHook, check_state, save_state
 from bouton.claim import Claim
 from bouton.layer import MARK, Mark, clear_layer, hook_layers, mark_layers
 from bouton.mechanism import Mechanism
-from bouton.plan import Decision, make_plan
+from bouton.optimizer_hook import OptimizerHook
+from bouton.plan import FROZEN, Decision, make_plan
 from bouton.report import Report, make_report
 from bouton.stats import stats_of
 from bouton.step import StepHook, check_free
 from bouton.switch import Switch
 from bouton.synapse import find_groups
+from bouton.thaw import ThawWatch
 
 
 def attach(
@@ -111,7 +113,10 @@ class Attachment:
         self._claims = [(d.group, Claim.of(d.mechanism, d.group, report.seed)) for d in taken]
         self._switch = Switch()
         self._step = StepHook(optimizer, self._claims, self._switch)
-        self._checkpoint = CheckpointHook(optimizer, self) if optimizer is not None else None
+        self._hooks: list[OptimizerHook] = []
+        if optimizer is not None:
+            frozen = dict.fromkeys(d.group for d in decisions if d.reason == FROZEN)
+            self._hooks = [CheckpointHook(optimizer, self), ThawWatch(optimizer, list(frozen))]
         hook_layers(self._claims, self._switch)
         mark_layers(self._claims, self)
 
@@ -154,9 +159,9 @@ class Attachment:
                 clear_layer(layer)
         self._switch.on = False  # for graphs that were built before
         self._step.remove()
-        if self._checkpoint is not None:
-            self._checkpoint.remove()
-            self._checkpoint = None
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
         self._claims = []
 
     @contextmanager

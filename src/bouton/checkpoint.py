@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from bouton.claim import Claims
+from bouton.optimizer_hook import OptimizerHook
 
 KEY = "bouton"  # under which mechanism state stands in an optimizer's state dict
 _FRESH = (
@@ -36,7 +37,7 @@ class Stateful(Protocol):
         """Start fresh."""
 
 
-class CheckpointHook:
+class CheckpointHook(OptimizerHook):
     """Puts the state of an attachment into the state dict of its optimizer, and takes it from there.
 
     All attachments of one optimizer share one key, in the order in which they were attached. A plain
@@ -44,30 +45,16 @@ class CheckpointHook:
     """
 
     def __init__(self, optimizer: Optimizer, handle: Stateful) -> None:
-        self._optimizer, self._handle = optimizer, handle
+        self._handle = handle
         self._found: Mapping[str, Any] | None = None  # between checking and loading
-        self._hook()
+        super().__init__(optimizer)
 
-    def _hook(self) -> None:
-        optimizer = self._optimizer
-        self._handles: list[RemovableHandle] = [
-            optimizer.register_state_dict_post_hook(self._save),
-            optimizer.register_load_state_dict_pre_hook(self._check),
-            optimizer.register_load_state_dict_post_hook(self._load),
+    def _hook(self) -> list[RemovableHandle]:
+        return [
+            self._optimizer.register_state_dict_post_hook(self._save),
+            self._optimizer.register_load_state_dict_pre_hook(self._check),
+            self._optimizer.register_load_state_dict_post_hook(self._load),
         ]
-
-    def remove(self) -> None:
-        """Take all hooks off."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_handles": [], "_found": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._hook()
 
     def _save(self, optimizer: Optimizer, state: dict[str, Any]) -> None:
         state.setdefault(KEY, []).append(self._handle.state_dict())

@@ -16,6 +16,7 @@ from bouton.sites import SITES
 from bouton.synapse import SynapseGroup
 from bouton.where import is_wanted, unmatched
 
+FROZEN = "frozen (requires_grad is False)"
 # Two factors commute; two transformations of one output, or of one weight, do not.
 _EXCLUSIVE = ("wiring", "structure")
 
@@ -143,7 +144,7 @@ def _reason(mechanism: Mechanism, group: SynapseGroup) -> str | None:
     if group.lookup and mechanism.where is None:
         return "an embedding, which where= must name to be taken"
     if group.frozen:
-        return "frozen (requires_grad is False)"
+        return FROZEN
     sites = [mechanism.site, *(["observe"] if mechanism.observes else [])]
     if reasons := [group.unreachable[site] for site in sites if site in group.unreachable]:
         return reasons[0]
