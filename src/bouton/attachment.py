@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from bouton.checkpoint import CheckpointHook, check_state, save_state
+from bouton.checkpoint import CheckpointHook, State
 from bouton.claim import Claim
 from bouton.layer import MARK, Mark, clear_layer, hook_layers, mark_layers
 from bouton.mechanism import Mechanism
@@ -113,10 +113,11 @@ class Attachment:
         self._claims = [(d.group, Claim.of(d.mechanism, d.group, report.seed)) for d in taken]
         self._switch = Switch()
         self._step = StepHook(optimizer, self._claims, self._switch)
+        self._state = State(mechanisms, report.seed, self._claims)
         self._hooks: list[OptimizerHook] = []
         if optimizer is not None:
             frozen = dict.fromkeys(d.group for d in decisions if d.reason == FROZEN)
-            self._hooks = [CheckpointHook(optimizer, self), ThawWatch(optimizer, list(frozen))]
+            self._hooks = [CheckpointHook(optimizer, self._state), ThawWatch(optimizer, list(frozen))]
         hook_layers(self._claims, self._switch)
         mark_layers(self._claims, self)
 
@@ -162,7 +163,7 @@ class Attachment:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
-        self._claims = []
+        self._claims.clear()  # for all who share the list
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -193,16 +194,7 @@ class Attachment:
             ValueError: the handle is detached.
         """
         self._check_attached()
-        return save_state(*self._identity(), self._claims)
-
-    def check_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Refuse what :meth:`load_state_dict` would refuse, and load nothing.
-
-        Raises:
-            ValueError: other mechanisms or other weights, or the handle is detached.
-        """
-        self._check_attached()
-        check_state(state, *self._identity(), self._claims)
+        return self._state.save()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over the state of another attachment of the same mechanisms to the same model.
@@ -213,19 +205,8 @@ class Attachment:
             ValueError: other mechanisms or other weights, or the handle is detached; nothing has been
                 loaded then.
         """
-        self.check_state_dict(state)
-        for _, claim in self._claims:
-            claim.load_state_dict(state["claims"][claim.key])
-
-    def reset(self) -> None:
-        """Start all mechanisms fresh, from the weights as they are now and with the draws of ``attach``.
-
-        Raises:
-            ValueError: the handle is detached.
-        """
         self._check_attached()
-        for group, claim in self._claims:
-            claim.reset(group)
+        self._state.load(state)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -236,9 +217,6 @@ class Attachment:
             "a handle has no shallow copy, which would act on the same weights once more; use "
             "copy.deepcopy((model, optimizer, handle))"
         )
-
-    def _identity(self) -> tuple[list[str], int]:
-        return [mechanism.describe() for mechanism in self._mechanisms], self._report.seed
 
     def _check_attached(self) -> None:
         if not self._claims:

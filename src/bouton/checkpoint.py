@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from bouton.claim import Claims
+from bouton.mechanism import Mechanism
 from bouton.optimizer_hook import OptimizerHook
 
 KEY = "bouton"  # under which mechanism state stands in an optimizer's state dict
@@ -21,20 +22,60 @@ _FRESH = (
 )
 
 
-class Stateful(Protocol):
-    """What has a state to save: an attachment."""
+class State:
+    """All that the mechanisms of one attachment remember, and what it must fit."""
 
-    def state_dict(self) -> dict[str, Any]:
-        """All state."""
+    def __init__(self, mechanisms: Sequence[Mechanism], seed: int, claims: Claims) -> None:
+        self._mechanisms = [mechanism.describe() for mechanism in mechanisms]
+        self._seed, self._claims = seed, claims
 
-    def check_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Refuse what is no state of this."""
+    def save(self) -> dict[str, Any]:
+        """Plain numbers, strings and tensors."""
+        claims = {claim.key: claim.state_dict() for _, claim in self._claims}
+        return {"mechanisms": self._mechanisms, "seed": self._seed, "claims": claims}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a state."""
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Take over what :meth:`save` gave.
+
+        Raises:
+            ValueError: see :meth:`check`; nothing has been loaded then.
+        """
+        self.check(state)
+        for _, claim in self._claims:
+            claim.load_state_dict(state["claims"][claim.key])
 
     def reset(self) -> None:
-        """Start fresh."""
+        """Start fresh from the weights as they are now, with the draws of ``attach``."""
+        for group, claim in self._claims:
+            claim.reset(group)
+
+    def check(self, state: Mapping[str, Any]) -> None:
+        """Refuse what is no state of the same mechanisms on the same weights, and name the difference.
+
+        Raises:
+            ValueError: the state is of something else.
+        """
+        if missing := {"mechanisms", "seed", "claims"} - state.keys():
+            raise ValueError(f"this is no state of an attachment: it lacks {', '.join(sorted(missing))}")
+        if differences := _differences(state["mechanisms"], self._mechanisms):
+            raise ValueError(
+                f"this state is of other mechanisms: {'; '.join(differences)}. Attach the same ones in the "
+                "same order before loading"
+            )
+        if state["seed"] != self._seed:
+            raise ValueError(
+                f"this state was made with seed={state['seed']}, and attached is seed={self._seed}; call "
+                f"bouton.attach(..., seed={state['seed']}) before loading"
+            )
+        own = {claim.key: claim for _, claim in self._claims}
+        parts = [
+            *_named("the state alone has", state["claims"].keys() - own.keys()),
+            *_named("this model alone has", own.keys() - state["claims"].keys()),
+        ]
+        if parts:
+            raise ValueError(f"this state is of another model: {'; '.join(parts)}")
+        for key, claim in own.items():
+            claim.check_fits(state["claims"][key])
 
 
 class CheckpointHook(OptimizerHook):
@@ -44,8 +85,8 @@ class CheckpointHook(OptimizerHook):
     optimizer ignores it. What does not fit is refused before the optimizer has loaded anything.
     """
 
-    def __init__(self, optimizer: Optimizer, handle: Stateful) -> None:
-        self._handle = handle
+    def __init__(self, optimizer: Optimizer, state: State) -> None:
+        self._state = state
         self._found: Mapping[str, Any] | None = None  # between checking and loading
         super().__init__(optimizer)
 
@@ -57,7 +98,7 @@ class CheckpointHook(OptimizerHook):
         ]
 
     def _save(self, optimizer: Optimizer, state: dict[str, Any]) -> None:
-        state.setdefault(KEY, []).append(self._handle.state_dict())
+        state.setdefault(KEY, []).append(self._state.save())
 
     def _check(self, optimizer: Optimizer, state: dict[str, Any]) -> None:
         self._found = None
@@ -73,51 +114,16 @@ class CheckpointHook(OptimizerHook):
                 f"has {len(riders)}; make the same calls of bouton.attach before loading"
             )
         found = state[KEY][riders.index(self)]
-        self._handle.check_state_dict(found)
+        self._state.check(found)
         self._found = found
 
     def _load(self, optimizer: Optimizer) -> None:
         found, self._found = self._found, None
         if found is not None:
-            self._handle.load_state_dict(found)
+            self._state.load(found)
             return
         warnings.warn(_FRESH, stacklevel=5)  # the caller of load_state_dict, which torch wraps
-        self._handle.reset()
-
-
-def save_state(mechanisms: list[str], seed: int, claims: Claims) -> dict[str, Any]:
-    """The state of all claims: plain numbers, strings and tensors."""
-    states = {claim.key: claim.state_dict() for _, claim in claims}
-    return {"mechanisms": mechanisms, "seed": seed, "claims": states}
-
-
-def check_state(state: Mapping[str, Any], mechanisms: list[str], seed: int, claims: Claims) -> None:
-    """Refuse what is no state of the same mechanisms on the same weights, and name the difference.
-
-    Raises:
-        ValueError: the state is of something else.
-    """
-    if missing := {"mechanisms", "seed", "claims"} - state.keys():
-        raise ValueError(f"this is no state of an attachment: it lacks {', '.join(sorted(missing))}")
-    if differences := _differences(state["mechanisms"], mechanisms):
-        raise ValueError(
-            f"this state is of other mechanisms: {'; '.join(differences)}. Attach the same ones in the "
-            "same order before loading"
-        )
-    if state["seed"] != seed:
-        raise ValueError(
-            f"this state was made with seed={state['seed']}, and attached is seed={seed}; call "
-            f"bouton.attach(..., seed={state['seed']}) before loading"
-        )
-    own = {claim.key: claim for _, claim in claims}
-    parts = [
-        *_named("the state alone has", state["claims"].keys() - own.keys()),
-        *_named("this model alone has", own.keys() - state["claims"].keys()),
-    ]
-    if parts:
-        raise ValueError(f"this state is of another model: {'; '.join(parts)}")
-    for key, claim in own.items():
-        claim.check_fits(state["claims"][key])
+        self._state.reset()
 
 
 def _differences(saved: list[str], attached: list[str]) -> list[str]:
