@@ -60,7 +60,7 @@ def test_leftovers_of_killed_processes_are_removed_after_a_while(tmp_path):
     for folder in (old, new):
         folder.mkdir(parents=True)
     os.utime(old, (0, 0))
-    RunStore(tmp_path).clean()
+    RunStore(tmp_path).prepare()
     assert not old.exists() and new.exists()
 
 
@@ -71,7 +71,7 @@ def test_a_run_survives_the_way_to_disk_and_back(small, tmp_path):
     result = store.load(config)
     folder = store.directory / config.key
     assert sorted(path.name for path in folder.iterdir()) == [
-        "config.json", "metrics.jsonl", "result.json",
+        "SHA256SUMS", "config.json", "metrics.jsonl", "result.json",
     ]  # fmt: skip
     assert json.loads((folder / "config.json").read_text())["mechanisms"][0]["name"] == "Grapes"
     assert len(result.epochs) == small.epochs and result.status == "finished"
