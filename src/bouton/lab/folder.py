@@ -53,7 +53,7 @@ def explained(folder: Path, otherwise: str = "take another folder with --out") -
         place = f" ({error.filename})" if error.filename else ""
         raise FolderError(
             f"cannot write to {folder}: {why}{place}. {remedy}, or {otherwise}; then type the same command "
-            "again. The finished runs in the folder are kept, and are not made again"
+            "again: it goes on where it was"
         ) from error
 
 
