@@ -67,7 +67,7 @@ ANY = {
 }
 OWN = {
     FILE: {
-        "seeds": [0, -1, 2.5, "2", None, True, 10**30],
+        "seeds": [0, -1, 2.5, "2", None, True, 10**9, 10**30],
         "lr": [float("nan"), float("inf"), 0, "0.1", [0.1]],
         "arms": [[], {}, [{"name": 1}], [{"name": "a", "mechanisms": "x"}], [{"name": "a"}, {"name": "a"}]],
         "data": ["digits", {"name": 3}, {"path": "x"}, None],

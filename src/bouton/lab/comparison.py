@@ -16,6 +16,7 @@ from bouton.lab.setup import OPTIMIZERS
 from bouton.lab.sources import Source
 
 FILE = "comparison.json"
+MOST_SEEDS = 100_000  # a report looks for the run of each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,8 @@ class Comparison:
         for name in ("seeds", "epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, found {getattr(self, name)}")
+        if self.seeds > MOST_SEEDS:
+            raise ValueError(f"seeds must be {MOST_SEEDS} or fewer, found {self.seeds}")
         if not 0 < self.lr < float("inf"):
             raise ValueError(f"lr must be a positive number, found {self.lr}")
         if self.optimizer not in OPTIMIZERS:
