@@ -116,6 +116,19 @@ def test_a_file_in_the_way_is_found_before_training(place, tmp_path):
     refused_before_training(ended, "a file is where a folder must be")
 
 
+def test_a_disk_that_takes_names_but_no_content_is_found_before_training(tmp_path, monkeypatch, capsys):
+    """A full disk still makes empty files, such as locks."""
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr("bouton.lab.sweep.train", lambda *_: pytest.fail("it trains"))
+    (tmp_path / "comparison.json").touch()
+    code = main([*COMMAND, "--out", str(tmp_path)])
+    refused_before_training(Ended(code, *capsys.readouterr()), "the disk is full")
+
+
 def test_a_page_that_cannot_be_written_loses_no_run(tmp_path, capsys):
     (tmp_path / "report.html").mkdir()
     assert main([*COMMAND, "--out", str(tmp_path)]) == 2
