@@ -121,7 +121,7 @@ def _parse(node: ast.expr, text: str) -> list[Mechanism]:
         case ast.Call(func=ast.Name(id=name), args=[], keywords=keywords):
             values: dict[str, Any] = {}
             for keyword in keywords:
-                if keyword.arg in (None, "name", *values):  # the name stands before the bracket
+                if keyword.arg is None or keyword.arg in ("name", *values):  # the name stands before
                     raise _unreadable(text)
                 try:
                     values[keyword.arg] = ast.literal_eval(keyword.value)
