@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from bouton.lab.summary import Summary
 
 LAB_PACKAGES = {
-    "jinja2", "markupsafe", "mnist1d", "numpy", "plotly", "rich", "scipy", "sklearn", "snntorch", "tyro",
+    "filelock", "jinja2", "markupsafe", "mnist1d", "numpy", "plotly", "rich", "scipy", "sklearn",
+    "snntorch", "tyro",
 }  # fmt: skip
 
 
@@ -25,7 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: what was typed after `bouton`; None: as the shell gave it.
 
     Returns:
-        The exit code: 0, or 1 if a run failed, 2 for a user's mistake, 130 when interrupted.
+        The exit code: 0, or 1 if a run failed, 2 for what the user must put right (a mistake, a full disk),
+        130 when interrupted.
     """
     typed = list(sys.argv[1:] if arguments is None else arguments)
     if typed == ["--version"]:
@@ -41,8 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    except ValueError as error:
-        print(f"bouton: {error}", file=sys.stderr)
+    except (ValueError, OSError) as error:
+        from bouton.lab.visible import visible
+
+        print(f"bouton: {visible(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nbouton: stopped. The same command goes on where it was.", file=sys.stderr)

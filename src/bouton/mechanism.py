@@ -113,7 +113,7 @@ class Mechanism:
         """
         arguments = dict(values)
         name = arguments.pop("name", None)
-        if name not in _REGISTRY:
+        if not isinstance(name, str) or name not in _REGISTRY:
             raise ValueError(f"no mechanism is called {name!r}; there are: {', '.join(_REGISTRY)}")
         kind = _REGISTRY[name].cls
         if not issubclass(kind, cls):

@@ -8,6 +8,8 @@ import http.server
 import random
 import shutil
 import threading
+import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from hypothesis import strategies as st
 from bouton.lab import fashion_mnist
 from bouton.lab.data import DATASETS, mnist1d
 from bouton.lab.dataset import Dataset
+from bouton.lab.folder import FolderError
 
 
 @pytest.mark.parametrize("name", ["mnist1d", "digits"])
@@ -63,6 +66,15 @@ def test_a_data_set_that_does_not_fit_together_is_refused(change, message):
 def test_labels_that_are_no_whole_numbers_are_refused():
     with pytest.raises(ValueError, match="whole numbers"):
         Dataset.of("toy", np.zeros((2, 3)), np.array([0.5, 1]), np.zeros((2, 3)), np.array([0, 1]))
+
+
+def test_labels_that_are_counted_from_one_are_refused_and_a_missing_class_need_not_be():
+    x, y = np.zeros((3, 3)), np.array([1, 2, 3])
+    with pytest.raises(ValueError, match=r"counted from 0; .* begin at 1. Subtract 1 from both"):
+        Dataset.of("toy", x, y, x, y)
+    assert Dataset.of("toy", x, y, x, np.array([0, 1, 2])).classes == 4
+    labels = torch.tensor([1, 2, 3])
+    assert Dataset("toy", torch.zeros(3, 3), labels, torch.zeros(3, 3), labels, classes=4).classes == 4
 
 
 def classes(labels: torch.Tensor) -> Dataset:
@@ -203,6 +215,51 @@ def test_a_damaged_file_is_named(files, tmp_path):
     file = tmp_path / "no-package" / "train-labels-idx1-ubyte.gz"
     file.write_bytes(gzip.compress(b"another content"))
     with pytest.raises(ValueError, match=f"{file} is not Fashion-MNIST's"):
+        fashion_mnist.read_fashion_mnist()
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "no gzip"])
+def test_a_file_that_cannot_be_unpacked_is_named(damage, files, tmp_path):
+    shutil.copytree(files, tmp_path / "no-package")
+    file = tmp_path / "no-package" / "train-images-idx3-ubyte.gz"
+    whole = file.read_bytes()
+    file.write_bytes({"cut": whole[:-10], "empty": b"", "no gzip": b"plain"}[damage])
+    with pytest.raises(ValueError, match=f"{file} is .*Delete it, or replace it by a fresh copy"):
+        fashion_mnist.read_fashion_mnist()
+
+
+def test_a_file_that_may_not_be_read_is_named(files, tmp_path, monkeypatch):
+    shutil.copytree(files, tmp_path / "no-package")
+
+    def closed(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", closed)
+    with pytest.raises(
+        ValueError, match=r"train-images-idx3-ubyte.gz cannot be read \(Permission denied\)"
+    ):
+        fashion_mnist.read_fashion_mnist()
+
+
+@pytest.mark.parametrize("way", ["file", "download"])
+def test_a_bomb_is_not_unpacked(way, files, server, tmp_path, monkeypatch):
+    """A small file that unpacks to a large one: no more of it is unpacked than the right one would be."""
+    monkeypatch.setattr(fashion_mnist, "LARGEST", 20_000)
+    (files / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(bytes(100_000_000), 1))
+    if way == "file":
+        shutil.copytree(files, tmp_path / "no-package")
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="train-images"):
+            fashion_mnist.read_fashion_mnist()
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_cache_that_cannot_be_written_is_named(files, server, tmp_path):
+    (tmp_path / ".cache").write_text("a file")
+    with pytest.raises(FolderError, match=r"a file is where a folder must be .*or put the four .gz files"):
         fashion_mnist.read_fashion_mnist()
 
 

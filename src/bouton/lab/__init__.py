@@ -14,12 +14,14 @@ Example:
 from bouton.lab.comparison import Comparison, read_comparison
 from bouton.lab.dataset import Dataset
 from bouton.lab.experiments import carry_out, define, demo, rebuild
+from bouton.lab.folder import FolderError
 from bouton.lab.summary import ArmSummary, Summary
 
 __all__ = [
     "ArmSummary",
     "Comparison",
     "Dataset",
+    "FolderError",
     "Summary",
     "carry_out",
     "define",

@@ -91,10 +91,9 @@ def parse_mechanisms(text: str) -> list[Mechanism]:
         ['Grapes', 'MultiSynapse(gamma=4)']
     """
     try:
-        tree = ast.parse(text.strip(), mode="eval").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return _parse(ast.parse(text.strip(), mode="eval").body, text)
+    except (SyntaxError, RecursionError, MemoryError):  # the last two: nested too deeply
         raise _unreadable(text) from None
-    return _parse(tree, text)
 
 
 def describe(mechanism: Mechanism) -> str:
@@ -120,13 +119,13 @@ def _parse(node: ast.expr, text: str) -> list[Mechanism]:
         case ast.Name(id=name):
             return [_make(name, {})]
         case ast.Call(func=ast.Name(id=name), args=[], keywords=keywords):
-            values = {}
+            values: dict[str, Any] = {}
             for keyword in keywords:
-                if keyword.arg is None:
+                if keyword.arg is None or keyword.arg in ("name", *values):  # the name stands before
                     raise _unreadable(text)
                 try:
                     values[keyword.arg] = ast.literal_eval(keyword.value)
-                except ValueError:
+                except (ValueError, TypeError):  # TypeError: a dictionary whose key is a list
                     raise ValueError(
                         f"{name}: the value of {keyword.arg} in {text!r} must be a number, a "
                         'string in quotes, True, False, None or a tuple, as in mode="local"'
@@ -152,6 +151,6 @@ def _make(name: str, values: dict[str, Any]) -> Mechanism:
 
 def _unreadable(text: str) -> ValueError:
     return ValueError(
-        f"cannot read the mechanisms {text!r}: expected a name, or a name with keyword values, "
+        f"cannot read the mechanisms {text[:200]!r}: expected a name, or a name with keyword values, "
         'joined by +; for example Grapes, Grapes(mode="local") or Grapes()+MultiSynapse(gamma=2)'
     )

@@ -1,24 +1,22 @@
-"""A comparison: arms times seeds, made run by run; what is there already is not made again."""
+"""A comparison: arms times seeds, and the file that says what the sweep in a folder compares."""
 
 from __future__ import annotations
 
 import json
-import traceback
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
 
-import torch
-
+from bouton.lab import from_json
 from bouton.lab.arms import Arm
-from bouton.lab.records import Epoch, RunConfig, RunResult
-from bouton.lab.runs import RunStore, write_atomically
-from bouton.lab.setup import OPTIMIZERS, equip, fresh_model
-from bouton.lab.sources import Source, load_data
-from bouton.lab.training import environment, train
+from bouton.lab.folder import locked, write_atomically
+from bouton.lab.records import RunConfig, RunResult
+from bouton.lab.runs import RunStore
+from bouton.lab.setup import OPTIMIZERS
+from bouton.lab.sources import Source
 
 FILE = "comparison.json"
+MOST_SEEDS = 100_000  # a report looks for the run of each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,10 +58,14 @@ class Comparison:
         for name in ("seeds", "epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, found {getattr(self, name)}")
+        if self.seeds > MOST_SEEDS:
+            raise ValueError(f"seeds must be {MOST_SEEDS} or fewer, found {self.seeds}")
         if not 0 < self.lr < float("inf"):
             raise ValueError(f"lr must be a positive number, found {self.lr}")
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"unknown optimizer {self.optimizer!r}: expected {', '.join(OPTIMIZERS)}")
+        if not self.arms or len({arm.name for arm in self.arms}) < len(self.arms):
+            raise ValueError("arms must be there, each with a name of its own")
 
     def config(self, arm: Arm, seed: int) -> RunConfig:
         """The configuration of one run."""
@@ -95,99 +97,70 @@ class Comparison:
         return {(arm.name, seed): run for arm, seed, run in loaded if run is not None}
 
 
-class Progress(Protocol):
-    """Who wants to know how far a sweep is."""
+def keep_comparison(directory: Path, comparison: Comparison) -> None:
+    """Writes what is compared into the sweep's folder.
 
-    def start_run(self, arm: Arm, seed: int, epochs: int) -> None:
-        """A run starts."""
-
-    def end_epoch(self, epoch: Epoch) -> None:
-        """The run has done an epoch."""
-
-    def end_run(self, arm: Arm, seed: int, result: RunResult, *, made_before: bool) -> None:
-        """The run is over, or was over before."""
-
-
-def choose_arms(comparison: Comparison) -> Comparison:
-    """The comparison without the optional arms that the model does not allow, and the reason for each.
+    A folder holds one comparison. It may grow, by seeds and arms, and the code that it asks may be edited;
+    anything else would put another comparison in its place.
 
     Raises:
-        ValueError: if data or model cannot be had at all, or no mechanism is left.
+        ValueError: if the folder holds another comparison, or a file that cannot be read.
+        FolderError: if the folder cannot be written.
     """
-    dataset = load_data(comparison.data, comparison.samples)
-    kept, left_out = [], []
-    for arm in comparison.arms:
-        config = comparison.config(arm, 0)
-        with torch.random.fork_rng(devices=[]):
-            model = fresh_model(config, dataset)
-            try:
-                equip(model, config)
-            except ValueError as error:
-                if arm.optional:
-                    left_out.append((arm.name, str(error)))
-                    continue
-        kept.append(arm)
-    if all(arm.control for arm in kept):
-        raise ValueError(
-            f"no mechanism can act on the model {comparison.model.name}; one reason of {len(left_out)}: "
-            f"{left_out[-1][1]}"
-        )
-    return replace(comparison, arms=tuple(kept), left_out=tuple(left_out))
-
-
-def run_comparison(comparison: Comparison, directory: Path, progress: Progress) -> None:
-    """Makes the runs of a comparison that are not there yet.
-
-    A run that diverges is a result. A run that fails is recorded with its traceback, the sweep
-    goes on, and the next start tries it again.
-
-    Args:
-        comparison: what to run.
-        directory: the sweep's folder.
-        progress: told about each run.
-
-    Raises:
-        ValueError: if data or model cannot be had at all.
-    """
-    # A mistake in the data or the model would fail every run: find it before the first.
-    with torch.random.fork_rng(devices=[]):
-        dataset = load_data(comparison.data, comparison.samples)
-        fresh_model(comparison.config(comparison.arms[0], 0), dataset)
-    store = RunStore(directory)
-    store.clean()
-    write_atomically(directory / FILE, json.dumps(asdict(comparison), indent=2))
-    for arm, seed in comparison.runs():
-        config = comparison.config(arm, seed)
-        result = store.load(config)
-        made_before = result is not None and result.status != "failed"
-        if result is None or not made_before:
-            progress.start_run(arm, seed, comparison.epochs)
-            try:
-                result = train(config, progress.end_epoch)
-            except Exception:
-                result = RunResult(status="failed", error=traceback.format_exc(), environment=environment())
-            store.save(config, result)
-        progress.end_run(arm, seed, result, made_before=made_before)
+    with locked(directory, "comparison", wait=True):
+        if (directory / FILE).exists():
+            differences = _differences(read_comparison(directory), comparison)
+            if differences:
+                raise ValueError(
+                    f"{directory} holds another comparison: {'; '.join(differences)}. Give another folder "
+                    f"with --out; or delete {directory / FILE} to begin this comparison there (runs that "
+                    "are there are kept, and used where they fit)"
+                )
+        write_atomically(directory / FILE, json.dumps(asdict(comparison), indent=2))
 
 
 def read_comparison(directory: Path) -> Comparison:
     """Reads what the sweep in a folder compares.
 
     Raises:
-        ValueError: if there is no sweep in the folder.
+        ValueError: if there is no sweep in the folder, or its file is damaged.
     """
     path = directory / FILE
     try:
-        values: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        values["data"], values["model"] = Source(**values["data"]), Source(**values["model"])
-        values["arms"] = tuple(
-            Arm(**{**arm, **{key: tuple(arm[key]) for key in ("mechanisms", "match_lr_to")}})
-            for arm in values["arms"]
-        )
-        values["left_out"] = tuple((name, reason) for name, reason in values.get("left_out", ()))
-        return Comparison(**values)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        comparison: Comparison = from_json.build(Comparison, from_json.read(path))
+    except FileNotFoundError as error:
         raise ValueError(
-            f"{directory} holds no comparison that can be read ({error}): give the folder that "
-            "`bouton demo` or `bouton compare` wrote"
+            f"{directory} holds no comparison ({path} is not there): give the folder that `bouton demo` or "
+            "`bouton compare` wrote"
         ) from error
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{path} cannot be read ({error}): delete it and type the command that started the sweep; the "
+            "finished runs in the folder are kept"
+        ) from error
+    return comparison
+
+
+def _differences(there: Comparison, here: Comparison) -> list[str]:
+    """What keeps a comparison from being the one in the folder, or that one grown."""
+    asked = {
+        name: (_place(getattr(there, name)), _place(getattr(here, name))) for name in ("data", "model")
+    }
+    for name in ("samples", "epochs", "batch_size", "optimizer", "lr"):
+        asked[name] = getattr(there, name), getattr(here, name)
+    found = [f"{name} is {old} there and {new} here" for name, (old, new) in asked.items() if old != new]
+    if there.seeds > here.seeds:
+        found.append(f"seeds is {there.seeds} there and {here.seeds} here")
+    kept = [_what(arm) for arm in here.arms]
+    return found + [
+        f"the arm {arm.name} is there and not here" for arm in there.arms if _what(arm) not in kept
+    ]
+
+
+def _place(source: Source) -> str:
+    return f"{source.path}:{source.function}" if source.path is not None else source.name
+
+
+def _what(arm: Arm) -> Arm:
+    """An arm but for whether it may be left out: that decides whether it is made, not what it is."""
+    return replace(arm, optional=False)

@@ -94,6 +94,13 @@ class Dataset:
         inputs = [
             _tensor(f"{name}: x_{split}", x).float() for split, x in (("train", x_train), ("test", x_test))
         ]
+        lowest = min((int(y.min()) for y in labels if y.numel()), default=0)
+        if lowest > 0:
+            raise ValueError(
+                f"{name}: labels must be counted from 0; those of y_train and y_test begin at {lowest}. "
+                f"Subtract {lowest} from both; or, if classes below {lowest} are only missing here, return "
+                "a bouton.lab.Dataset, which takes classes="
+            )
         classes = int(labels[0].max()) + 1 if labels[0].numel() else 1  # what is to be learned
         return cls(name, inputs[0], labels[0], inputs[1], labels[1], classes)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from rich.console import Console
 
 import bouton
 from bouton.lab.arms import arms_of
-from bouton.lab.comparison import Comparison, choose_arms, read_comparison, run_comparison
+from bouton.lab.comparison import Comparison, read_comparison
 from bouton.lab.data import DATASETS
 from bouton.lab.models import MODELS
 from bouton.lab.report.page import write_page
@@ -19,6 +20,8 @@ from bouton.lab.report.terminal import LiveProgress, print_table
 from bouton.lab.runs import RunStore
 from bouton.lab.sources import parse_source
 from bouton.lab.summary import Summary, summarise
+from bouton.lab.sweep import choose_arms, run_comparison
+from bouton.lab.visible import visible
 from bouton.mechanism import registry
 
 # The demo has 2520 steps: with its default interval remodeling would come twice. Here it comes three
@@ -120,7 +123,9 @@ def carry_out(
         console: where to print; None: the terminal.
 
     Raises:
-        ValueError: if data or model cannot be had at all.
+        ValueError: if data or model cannot be had at all, or the folder holds another comparison or damaged
+            files.
+        FolderError: if the folder cannot be written.
     """
     console = console or Console(highlight=False)
     if threads < 1:
@@ -128,7 +133,8 @@ def carry_out(
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        _run(choose_arms(comparison), directory, console)
+        with contextlib.chdir("."):  # and back, wherever the user's code has gone
+            _run(choose_arms(comparison), directory, console)
     finally:
         torch.set_num_threads(before)
     return rebuild(directory, console=console)
@@ -147,12 +153,13 @@ def rebuild(directory: Path, *, console: Console | None = None) -> Summary:
         console: where to print; None: the terminal.
 
     Raises:
-        ValueError: if the folder holds no sweep.
+        ValueError: if the folder holds no sweep, or damaged files.
+        FolderError: if the page cannot be written.
     """
     console = console or Console(highlight=False)
     comparison = read_comparison(directory)
     summary = summarise(comparison, comparison.results(RunStore(directory)))
     print_table(console, make_table(summary))
     page = write_page(summary, directory)
-    console.print(f"\nThe page: {page}", soft_wrap=True, markup=False)
+    console.print(visible(f"\nThe page: {page}"), soft_wrap=True, markup=False)
     return summary

@@ -71,6 +71,9 @@ class Epoch:
         test_loss: mean over the test split.
         test_accuracy: share of the test split classified correctly.
         step_seconds: median time of the epoch's steps, without any test.
+
+    Raises:
+        ValueError: if a value is out of range.
     """
 
     epoch: int
@@ -79,6 +82,13 @@ class Epoch:
     test_loss: float
     test_accuracy: float
     step_seconds: float
+
+    def __post_init__(self) -> None:
+        for name in ("epoch", "step", "step_seconds"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be more than 0, found {getattr(self, name)}")
+        if not 0 <= self.test_accuracy <= 1:
+            raise ValueError(f"test_accuracy must be from 0 to 1, found {self.test_accuracy}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +100,7 @@ class RunResult:
         epochs: the epochs before that.
         lr: the learning rate used (after matching), or None if the run failed before.
         parameters: how many numbers the model trains.
-        stats: the mechanisms' own numbers at the end (`Attachment.stats()`).
+        stats: the mechanisms' own numbers at the end (`Attachment.stats()`), None for those not finite.
         error: for a diverged run when it happened; for a failed one the traceback.
         environment: versions and thread count.
     """
@@ -99,9 +109,9 @@ class RunResult:
     epochs: tuple[Epoch, ...] = ()
     lr: float | None = None
     parameters: int = 0
-    stats: dict[str, Any] = field(default_factory=dict)
+    stats: dict[str, dict[str, dict[str, float | None]]] = field(default_factory=dict)
     error: str | None = None
-    environment: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, str | int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """All but the epochs, which have a file of their own, as JSON-able values."""

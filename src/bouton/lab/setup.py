@@ -39,7 +39,7 @@ def fresh_model(config: RunConfig, dataset: Dataset) -> nn.Module:
     try:
         with torch.no_grad():  # also gives lazy layers their shape
             output = model(samples)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(
             f"the model {config.model.name} cannot take two samples of {config.data.name}, a tensor of "
             f"shape {tuple(samples.shape)}: {type(error).__name__}: {error}"

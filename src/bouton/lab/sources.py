@@ -167,7 +167,7 @@ def _guarded(source: Source, call: Callable[[], Any]) -> Any:
     """Runs the user's code; what it raises becomes one line that says where."""
     try:
         return call()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == source.path]
         where = f"{source.path}, line {lines[-1]}" if lines else source.path

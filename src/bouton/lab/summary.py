@@ -172,7 +172,8 @@ def _without_event(runs: Iterable[RunResult]) -> list[str]:
     events: dict[str, float] = {}
     for run in runs:
         for name, weights in run.stats.items():
-            counts = [numbers["events"] for numbers in weights.values() if "events" in numbers]
+            found = [numbers.get("events") for numbers in weights.values()]
+            counts = [count for count in found if count is not None]
             if counts:
                 events[name] = events.get(name, 0) + sum(counts)
     return [name for name, count in events.items() if not count]

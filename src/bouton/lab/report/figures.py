@@ -14,6 +14,7 @@ import plotly.graph_objects as go
 from bouton.lab.records import Epoch, RunResult
 from bouton.lab.statistics import Difference
 from bouton.lab.summary import ArmSummary, Summary
+from bouton.lab.visible import visible
 
 # Okabe and Ito's colours, told apart by the colour-blind and seen on white and on black; the
 # controls are grey, so that the arms in question stand out.
@@ -73,7 +74,7 @@ def _curves(
             _add_absent(figure, arm, colours[arm.name])
             continue
         steps, mean, low, high = _band(runs, value)
-        shared: dict[str, Any] = {"legendgroup": arm.name, "x": steps, "mode": "lines"}
+        shared: dict[str, Any] = {"legendgroup": _label(arm.name), "x": steps, "mode": "lines"}
         # One closed outline: up along the highest seeds, back along the lowest.
         figure.add_scatter(
             **shared | {"x": steps + steps[::-1]},
@@ -201,5 +202,5 @@ def _transparent(colour: str) -> str:
 
 
 def _label(name: str) -> str:
-    """Escapes a name: plotly reads labels as a kind of HTML."""
-    return html.escape(name, quote=False)
+    """Escapes a name: plotly reads labels as a kind of HTML, and some as templates with %{...}."""
+    return html.escape(visible(name), quote=False).replace("%{", "&#37;{")

@@ -9,10 +9,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from bouton.lab.folder import write_atomically
 from bouton.lab.report.figures import make_figures
 from bouton.lab.report.table import MISSING, make_table
-from bouton.lab.runs import write_atomically
 from bouton.lab.summary import Summary
+from bouton.lab.visible import visible
 
 FILE = "report.html"
 
@@ -32,6 +33,7 @@ def write_page(summary: Summary, directory: Path) -> Path:
     environment = Environment(
         loader=PackageLoader("bouton.lab", "report"),
         autoescape=True,
+        finalize=_shown,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -47,6 +49,11 @@ def write_page(summary: Summary, directory: Path) -> Path:
     path = directory / FILE
     write_atomically(path, text)
     return path
+
+
+def _shown(value: Any) -> Any:
+    """What the template prints, before it is escaped; Markup is the page's own."""
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _facts(summary: Summary) -> list[tuple[str, str]]:

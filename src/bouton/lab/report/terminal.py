@@ -7,7 +7,6 @@ from typing import Self
 
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table as RichTable
 from rich.text import Text
@@ -15,6 +14,7 @@ from rich.text import Text
 from bouton.lab.arms import Arm
 from bouton.lab.records import Epoch, RunResult
 from bouton.lab.report.table import Table
+from bouton.lab.visible import visible
 
 
 class LiveProgress:
@@ -27,7 +27,7 @@ class LiveProgress:
 
     def __init__(self, console: Console, runs: int) -> None:
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -51,7 +51,7 @@ class LiveProgress:
     def start_run(self, arm: Arm, seed: int, epochs: int) -> None:
         """Starts the run's bar anew."""
         self._progress.reset(
-            self._run, total=epochs, visible=True, description=f"seed {seed} {escape(arm.name)}"
+            self._run, total=epochs, visible=True, description=f"seed {seed} {visible(arm.name)}"
         )
 
     def end_epoch(self, epoch: Epoch) -> None:
@@ -65,9 +65,14 @@ class LiveProgress:
         else:
             reason = (result.error or "").strip().splitlines()[-1:]
             ending = f"{result.status}: {''.join(reason)}"
-        line = Text(f"seed {seed}  {arm.name}  {ending}{'  (made before)' * made_before}")
-        self._progress.console.print(line)
+        line = f"seed {seed}  {arm.name}  {ending}{'  (made before)' * made_before}"
+        self._progress.console.print(Text(visible(line)))
         self._progress.advance(self._sweep)
+
+    def wait(self, runs: int) -> None:
+        """Shows what the run's bar stands still for."""
+        waiting = f"waiting for {runs} run{'' if runs == 1 else 's'} of other processes"
+        self._progress.reset(self._run, total=None, visible=True, description=waiting)
 
 
 def print_table(console: Console, table: Table) -> None:
@@ -81,12 +86,12 @@ def print_table(console: Console, table: Table) -> None:
             Text(header), justify="right" if number else "left", no_wrap=number > 0, overflow="fold"
         )
     for name, rate, *cells, _ in table.rows:
-        grid.add_row(Text(f"{name}\nlr {rate}"), *map(Text, cells))
-    console.print(Text(table.title, style="bold"), "", grid, "", sep="\n")
+        grid.add_row(Text(f"{visible(name)}\nlr {rate}"), *map(Text, cells))
+    console.print(Text(visible(table.title), style="bold"), "", grid, "", sep="\n")
     for row in table.rows:
-        console.print(Text.assemble((row[0], "bold"), ": ", row[-1]))
+        console.print(Text.assemble((visible(row[0]), "bold"), ": ", visible(row[-1])))
     for name, reason in table.left_out:
-        console.print(Text.assemble((name, "bold"), ": left out: ", reason))
+        console.print(Text.assemble((visible(name), "bold"), ": left out: ", visible(reason)))
     console.print()
     for note in table.notes:
         console.print(Text(note, style="dim"))
