@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from bouton.claim import Claim
+from bouton.modulation import awaits_error, transforming
 from bouton.passage import Passage, linear_map
 from bouton.stored import read_weight
 from bouton.switch import Switch
@@ -32,6 +33,12 @@ _CHANGED = (
 _RESIZED = (
     "kind='ifa' passes errors forward, and {} does not fit the input {} of {}: what lies before it changes "
     "the size, as pooling does; use kind='fa' or 'dfa'"
+)
+
+
+_TRANSFORMED = (
+    "{} keeps errors from one layer to the next, which the transforms of torch.func (grad, vmap, ...) do "
+    "not allow; use loss.backward() or torch.autograd.grad, or handle.paused()"
 )
 
 
@@ -86,6 +93,9 @@ class Gate:
                 f"{type(self.claim.mechanism).__name__} needs the input of {self.claim.name} as its first "
                 "positional argument: call layer(x) instead of layer(input=x)"
             )
+        awaits_error(inputs[0], self.claim.key)
+        if torch.is_grad_enabled() and transforming():
+            raise ValueError(_TRANSFORMED.format(self.claim.key))
         self.source = inputs[0]
         self.given = self.source.detach()
         return (self.given, *inputs[1:])
