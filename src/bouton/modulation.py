@@ -29,7 +29,7 @@ def awaits_error(tensor: Tensor, name: str) -> bool:
     Raises:
         ValueError: it takes part in forward-mode differentiation; ``name`` says what cannot act there.
     """
-    if forward_ad.unpack_dual(tensor).tangent is not None:  # type: ignore[attr-defined]
+    if forward_ad.unpack_dual(tensor).tangent is not None:
         raise ValueError(_FORWARD.format(name))
     return tensor.requires_grad or transforming()  # vmap hides what requires a gradient
 
