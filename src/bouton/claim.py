@@ -89,6 +89,7 @@ class Claim:
             self.step -= counts.steps
             self.events -= counts.events
             self.stream.count -= counts.draws
+            self.changed = self.changed if self.events else None
 
     def __getstate__(self) -> dict[str, Any]:
         self.settle()

@@ -24,7 +24,7 @@ _TWICE = (
 )
 _NOT_RELAYED = (
     "kind='ifa' passes errors from the first layer forward, layer by layer, to one read-out, and so has "
-    "none for the input of {}; use kind='fa' or 'dfa'"
+    "none for the input of {}; use kind='fa' or 'dfa', and checkpoint with use_reentrant=False"
 )
 _CHANGED = (
     "a forward pre-hook that was registered after bouton.attach changes the input of {}, and would have no "
@@ -106,14 +106,15 @@ class Gate:
         self.source = self.given = None
         if not inputs or inputs[0] is not given:
             raise ValueError(_CHANGED.format(self.claim.name))
+        recomputed = _in_backward()  # by activation checkpointing, for a pass that has begun
+        if self.leads and not recomputed:
+            self.shared.begin()
         if not output.requires_grad and not (source.requires_grad and torch.is_grad_enabled()):
             return output
-        if self.leads:
-            self.shared.begin()
         call = _Call(self, layer, source.shape)
         if source.requires_grad:
             output = _Send.apply(output, source, call)  # type: ignore[no-untyped-call]
-        if self.claim.mechanism.relays:
+        if self.claim.mechanism.relays and not recomputed:
             self._enlist(call, output, source)
         return output
 
@@ -177,6 +178,10 @@ class _Call:
         if sent is None:
             raise ValueError(_NOT_RELAYED.format(self.gate.claim.name))
         return sent
+
+
+def _in_backward() -> bool:
+    return torch._C._current_graph_task_id() != -1  # as torch.utils.checkpoint asks
 
 
 class _Stage(NamedTuple):
