@@ -52,9 +52,9 @@ def attached(mechanism, make=sgd, seed=SEED, dtype=torch.float64):
     return model, optimizer, bouton.attach(model, optimizer, [mechanism], seed=seed)
 
 
-def spelled_out(mechanism, handle, make=sgd, seed=SEED):
-    """The same without ``bouton.attach``; feedback weights are those of ``handle``, and so come after it."""
-    model = filled(SpelledOut(*layers()))
+def spelled_out(mechanism, handle, make=sgd, seed=SEED, dtype=torch.float64):
+    """The same without ``bouton.attach``; feedback weights are those that ``handle`` has drawn."""
+    model = filled(SpelledOut(*layers())).to(dtype)
     model.mechanism, model.feedback = mechanism, feedback_of(mechanism, handle)
     return model, SpelledOutOptimizer(model, make(model.parameters()), seed)
 
@@ -113,7 +113,7 @@ class Fed(torch.autograd.Function):
 
 
 class SpelledOut(nn.Sequential):
-    """Grapes, MultiSynapse and FeedbackAlignment in the forward pass; ``seen`` are the layers' raw outputs."""
+    """Grapes, MultiSynapse and FeedbackAlignment in the forward pass; ``seen``: the raw outputs."""
 
     def forward(self, x):
         mechanism, seen = self.mechanism, self.__dict__.setdefault("seen", [])
@@ -176,16 +176,19 @@ class SpelledOutOptimizer:
                 self.mechanism.observe(self.taken[name][1], output)
         with torch.no_grad():
             for name, (weight, _) in self.taken.items():
-                if self.mechanism.site == "rate" and self.mechanism.scope == "update":
+                due = self.step_count % self.mechanism.every == 0 and weight.grad is not None
+                if self.mechanism.site == "structure" and due:
+                    self.rewire(name, weight)
+                elif self.mechanism.site == "rate" and self.mechanism.scope == "update":
                     old = before[name]
                     weight.copy_(old + self.rule(name, weight.grad, old) * (weight - old))
-                elif self.mechanism.site == "structure" and self.step_count % self.mechanism.every == 0:
-                    if weight.grad is not None:
-                        self.rewire(name, weight)
 
     def rewire(self, name, weight):
         changed, values = self.rule(name, weight.grad)
         weight.copy_(torch.where(changed, values, weight))
+        if isinstance(self.plain, torch.optim.LBFGS) and self.mechanism.reset_moments and changed.any():
+            self.plain.state.clear()  # its history is of the whole vector of weights
+            return
         for moment in self.plain.state[weight].values() if self.mechanism.reset_moments else ():
             if getattr(moment, "shape", ()) == weight.shape:
                 moment[changed] = 0.0  # so do SGD and Adam begin

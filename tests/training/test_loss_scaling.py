@@ -18,8 +18,8 @@ KINDS = {
 }
 over_kinds = pytest.mark.parametrize("kind", KINDS)
 over_fused = pytest.mark.parametrize("fused", [False, True], ids=["unfused", "fused"])
-# Several mechanisms of the examples act at every second or third step. Not the first: torch's fused SGD makes
-# its momentum then, of memory that a skipped step leaves unwritten.
+# Several mechanisms of the examples act at every second or third step. Not the first: torch's fused SGD
+# makes its momentum then, of memory that a skipped step leaves unwritten.
 BAD, STEPS = (1, 2, 5), 8
 
 
