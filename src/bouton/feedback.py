@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from bouton.claim import Claim
-from bouton.modulation import awaits_error, transforming
+from bouton.modulation import refuse_forward_mode, transforming
 from bouton.passage import Passage, linear_map
 from bouton.stored import read_weight
 from bouton.switch import Switch
@@ -93,9 +93,9 @@ class Gate:
                 f"{type(self.claim.mechanism).__name__} needs the input of {self.claim.name} as its first "
                 "positional argument: call layer(x) instead of layer(input=x)"
             )
-        awaits_error(inputs[0], self.claim.key)
-        if torch.is_grad_enabled() and transforming():
+        if transforming():
             raise ValueError(_TRANSFORMED.format(self.claim.key))
+        refuse_forward_mode(inputs[0], self.claim.key)
         self.source = inputs[0]
         self.given = self.source.detach()
         return (self.given, *inputs[1:])

@@ -23,15 +23,26 @@ def transforming() -> bool:
     return torch._C._are_functorch_transforms_active()
 
 
-def awaits_error(tensor: Tensor, name: str) -> bool:
-    """Whether an error may come back to ``tensor``.
+def refuse_forward_mode(tensor: Tensor, name: str) -> None:
+    """Refuse a tensor with a tangent, which is how forward mode works outside of torch.func.
+
+    Raises:
+        ValueError: it has one; ``name`` says what cannot act there.
+    """
+    if forward_ad.unpack_dual(tensor).tangent is not None:
+        raise ValueError(_FORWARD.format(name))
+
+
+def awaits_error(output: Tensor, name: str) -> bool:
+    """Whether an error may come back to ``output``.
 
     Raises:
         ValueError: it takes part in forward-mode differentiation; ``name`` says what cannot act there.
     """
-    if forward_ad.unpack_dual(tensor).tangent is not None:
-        raise ValueError(_FORWARD.format(name))
-    return tensor.requires_grad or transforming()  # vmap hides what requires a gradient
+    if transforming():
+        return True  # vmap hides what requires a gradient
+    refuse_forward_mode(output, name)
+    return output.requires_grad
 
 
 def modulate(output: Tensor, factor: Tensor, switch: Switch, name: str) -> Tensor:
