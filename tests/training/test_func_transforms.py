@@ -1,15 +1,12 @@
 """torch.func: other tensors in place of parameters, and derivatives that are taken without backward()."""
 
-import copy
-
 import pytest
 import torch
 from nets import NETS
 from spelled_out import CLASSES, INPUTS, attached, batch
 from subjects import EXAMPLES, over_examples
 from torch import nn
-from torch.autograd import forward_ad
-from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vjp, vmap
+from torch.func import functional_call, grad, jacrev, stack_module_state, vjp, vmap
 from torch.nn import functional as F
 
 import bouton
@@ -19,7 +16,6 @@ FEEDBACK = r"FeedbackAlignment/0\.weight keeps errors from one layer to the next
 STANDS_IN = (
     r"(PlasticityDiversity/0|Grapes/2)\.weight scales the gradient of the parameter, and another tensor"
 )
-FORWARD = r"(Grapes|FeedbackAlignment)/0\.weight acts on errors on their way back.*handle\.paused\(\)"
 
 
 def refusal(mechanism, transformed=True):
@@ -209,41 +205,3 @@ def test_nested_transforms_act_at_every_level(name):
     found = grad(size)({name: value.detach() for name, value in model.named_parameters()})
     for ours, oracle in zip(found.values(), penalty_by_backward(model, x, y), strict=True):
         torch.testing.assert_close(ours, oracle, rtol=1e-9, atol=1e-12)
-
-
-def dual(function, x):
-    with forward_ad.dual_level():
-        return forward_ad.unpack_dual(function(forward_ad.make_dual(x, torch.ones_like(x)))).tangent
-
-
-FORWARD_WAYS = {
-    "jvp": lambda f, x: jvp(f, (x,), (torch.ones_like(x),))[1],
-    "jacfwd": lambda f, x: jacfwd(f)(x),
-    "hessian": lambda f, x: hessian(lambda a: f(a).square().sum())(x),
-    "dual": dual,
-    "jvp of vmap": lambda f, x: jvp(vmap(f), (x,), (torch.ones_like(x),))[1],
-    "vmap of jvp": lambda f, x: vmap(lambda a: jvp(f, (a,), (torch.ones_like(a),))[1])(x),
-}
-
-
-# torch compiles some forward-mode formulas by a script that it has deprecated itself
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated:DeprecationWarning")
-@pytest.mark.parametrize("frozen", [False, True])
-@pytest.mark.parametrize("way", FORWARD_WAYS.values(), ids=FORWARD_WAYS)
-@over_examples
-def test_forward_mode_is_the_plain_derivative_or_refused(mechanism, way, frozen):
-    """It sends no errors, so that nothing is left of what acts on them."""
-    model, _, handle = attached(mechanism)
-    model.eval().requires_grad_(not frozen)
-    x, _ = batch(0)
-    plain = copy.deepcopy(model)
-    if mechanism.site != "wiring" or mechanism.direction == "backward":
-        bouton.detach(plain)
-    with handle.paused():
-        paused = way(model, x)
-    if mechanism.site == "error" or isinstance(mechanism, bouton.FeedbackAlignment):
-        with pytest.raises(ValueError, match=f"{FORWARD}|{FEEDBACK}"):
-            way(model, x)
-        torch.testing.assert_close(paused, way(plain, x))
-        return
-    torch.testing.assert_close(way(model, x), way(plain, x))
