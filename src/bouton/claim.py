@@ -208,7 +208,7 @@ class Claim:
             {name: tensor.clone() for name, tensor in state.items()} for state in values["tensors"]
         ]
         self.step, self.events = values["step"], values["events"]
-        self.stream.count = values["draws"]
+        self.stream.count, self.doubt = values["draws"], None
         self.changed = values["changed"].clone() if "changed" in values else None
 
     def _blocks(

@@ -139,6 +139,21 @@ def test_a_copy_and_a_count_taken_right_after_a_skipped_step():
     assert handle.state_dict()["claims"]["SpineRemodeling/0.weight"]["draws"] == 4
 
 
+def test_a_state_that_is_loaded_right_after_a_skipped_step():
+    model, optimizer, handle = start(bouton.SpineRemodeling(every=1), "sgd", fused=True)
+    scaler = scaler_of()
+    for step in range(2):
+        optimizer.zero_grad()
+        scaler.scale(loss_at(model, step)).backward()
+        if step:
+            saved, counts = copy.deepcopy(optimizer.state_dict()), handle.stats()
+            spoil(model)
+        scaler.step(optimizer)
+        scaler.update()
+    optimizer.load_state_dict(saved)
+    assert handle.stats() == counts
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @over_examples
 def test_no_step_waits_for_the_device(mechanism):
