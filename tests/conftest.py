@@ -5,7 +5,8 @@ import hypothesis
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))  # oracles.py and the contract's models
+# oracles.py and the contract's models
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "contract")]
 
 # The tests' tensors are small: a second thread would only wait, and on a busy machine wait for long.
 torch.set_num_threads(1)

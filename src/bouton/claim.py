@@ -23,6 +23,7 @@ from bouton.sites import (
     Synapses,
     WiringRule,
 )
+from bouton.skipped import Counts, Verdict
 from bouton.synapse import SynapseGroup
 
 
@@ -46,6 +47,7 @@ class Claim:
     events: int = 0
     changed: Tensor | None = None  # structure: synapses changed so far, counted on the weight's device
     sample: tuple[Tensor, Tensor] | None = None  # backward wiring: errors at the output, and sent down
+    doubt: tuple[Verdict, Counts] | None = None  # the last step, if it may have been none
 
     @property
     def key(self) -> str:
@@ -65,7 +67,7 @@ class Claim:
     def reset(self, group: SynapseGroup) -> None:
         """Start afresh on a weight as it is now."""
         self.step = self.events = self.stream.count = 0
-        self.states, self.changed, self.sample = [], None, None
+        self.states, self.changed, self.sample, self.doubt = [], None, None, None
         self.states = [
             # no view of the weight
             {name: tensor.clone() for name, tensor in self.mechanism.prepare(synapses).items()}
@@ -73,7 +75,24 @@ class Claim:
         ]
         self.prepared = frozenset().union(*self.states)
 
+    @property
+    def counts(self) -> Counts:
+        """What the host counts."""
+        return Counts(self.step, self.events, self.stream.count)
+
+    def settle(self) -> None:
+        """Take the counts of the last step back if that was skipped, once this is known."""
+        if self.doubt is None:
+            return
+        (verdict, counts), self.doubt = self.doubt, None
+        if verdict.skipped:
+            self.step -= counts.steps
+            self.events -= counts.events
+            self.stream.count -= counts.draws
+            self.changed = self.changed if self.events else None
+
     def __getstate__(self) -> dict[str, Any]:
+        self.settle()
         return {**self.__dict__, "sample": None}  # errors of training data have no place in a saved model
 
     def transform(self, weight: Tensor, output: Tensor) -> Tensor:
@@ -113,6 +132,7 @@ class Claim:
 
         Where ``skipped`` is not zero the step was none, and the mechanism's state stays.
         """
+        self.settle()
         rates, blocks = [], self._blocks(weight, gradient, companions)
         before = [dict(state) for state in self.states]  # on the weight's device by now
         for synapses in blocks:
@@ -131,6 +151,7 @@ class Claim:
         self, weight: Tensor, gradient: Tensor | None, companions: Sequence[Tensor] = ()
     ) -> Rewiring:
         """The outcome of a structure rule, in the shape of ``weight`` as torch stores it."""
+        self.settle()
         changed, values = [], []
         for synapses in self._blocks(weight, gradient, companions):
             returned = cast(StructureRule, self.mechanism).rule(synapses)
@@ -154,6 +175,7 @@ class Claim:
 
     def state_dict(self) -> dict[str, Any]:
         """All that must be kept to go on exactly."""
+        self.settle()
         changed = {} if self.changed is None else {"changed": self.changed.clone()}
         tensors = [{name: tensor.clone() for name, tensor in state.items()} for state in self.states]
         numbers = {"step": self.step, "events": self.events, "draws": self.stream.count}
@@ -186,7 +208,7 @@ class Claim:
             {name: tensor.clone() for name, tensor in state.items()} for state in values["tensors"]
         ]
         self.step, self.events = values["step"], values["events"]
-        self.stream.count = values["draws"]
+        self.stream.count, self.doubt = values["draws"], None
         self.changed = values["changed"].clone() if "changed" in values else None
 
     def _blocks(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from bouton.claim import Claim
+from bouton.modulation import refuse_forward_mode, transforming
 from bouton.passage import Passage, linear_map
 from bouton.stored import read_weight
 from bouton.switch import Switch
@@ -23,7 +24,7 @@ _TWICE = (
 )
 _NOT_RELAYED = (
     "kind='ifa' passes errors from the first layer forward, layer by layer, to one read-out, and so has "
-    "none for the input of {}; use kind='fa' or 'dfa'"
+    "none for the input of {}; use kind='fa' or 'dfa', and checkpoint with use_reentrant=False"
 )
 _CHANGED = (
     "a forward pre-hook that was registered after bouton.attach changes the input of {}, and would have no "
@@ -32,6 +33,12 @@ _CHANGED = (
 _RESIZED = (
     "kind='ifa' passes errors forward, and {} does not fit the input {} of {}: what lies before it changes "
     "the size, as pooling does; use kind='fa' or 'dfa'"
+)
+
+
+_TRANSFORMED = (
+    "{} keeps errors from one layer to the next, which the transforms of torch.func (grad, vmap, ...) do "
+    "not allow; use loss.backward() or torch.autograd.grad, or handle.paused()"
 )
 
 
@@ -86,6 +93,9 @@ class Gate:
                 f"{type(self.claim.mechanism).__name__} needs the input of {self.claim.name} as its first "
                 "positional argument: call layer(x) instead of layer(input=x)"
             )
+        if transforming():
+            raise ValueError(_TRANSFORMED.format(self.claim.key))
+        refuse_forward_mode(inputs[0], self.claim.key)
         self.source = inputs[0]
         self.given = self.source.detach()
         return (self.given, *inputs[1:])
@@ -96,14 +106,15 @@ class Gate:
         self.source = self.given = None
         if not inputs or inputs[0] is not given:
             raise ValueError(_CHANGED.format(self.claim.name))
+        recomputed = _in_backward()  # by activation checkpointing, for a pass that has begun
+        if self.leads and not recomputed:
+            self.shared.begin()
         if not output.requires_grad and not (source.requires_grad and torch.is_grad_enabled()):
             return output
-        if self.leads:
-            self.shared.begin()
         call = _Call(self, layer, source.shape)
         if source.requires_grad:
             output = _Send.apply(output, source, call)  # type: ignore[no-untyped-call]
-        if self.claim.mechanism.relays:
+        if self.claim.mechanism.relays and not recomputed:
             self._enlist(call, output, source)
         return output
 
@@ -167,6 +178,10 @@ class _Call:
         if sent is None:
             raise ValueError(_NOT_RELAYED.format(self.gate.claim.name))
         return sent
+
+
+def _in_backward() -> bool:
+    return torch._C._current_graph_task_id() != -1  # as torch.utils.checkpoint asks
 
 
 class _Stage(NamedTuple):

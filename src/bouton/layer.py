@@ -6,15 +6,26 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
-from bouton.claim import Claim, Claims
+from bouton.claim import Claim, Claims, claims_at
 from bouton.feedback import Gate, Pass
+from bouton.modulation import awaits_error, modulate, transforming
 from bouton.ragged import each_sample, samples
-from bouton.stored import read_weight
+from bouton.stored import read_weight, stored_parameter
 from bouton.switch import Switch
 
 MARK = "_bouton"  # the attribute under which a layer bears its mark
+_UNSEEN = (
+    "{} counts a layer's outputs, which torch.func's transforms (grad, vmap, ...) hide; put the model into "
+    "evaluation mode, or use loss.backward()"
+)
+_REPLACED = (
+    "{} scales the gradient of the parameter, and another tensor stands in for it in this forward pass, as "
+    "by torch.func.functional_call: its gradient would be plain. Use scope='update' where there is one, or "
+    "torch.no_grad() if no gradient is needed, or handle.paused()"
+)
 
 
 class Owner(Protocol):
@@ -35,17 +46,6 @@ class Mark:
 
     def __reduce__(self) -> tuple[type[Mark], tuple[str]]:
         return (Mark, (self.names,))
-
-
-@dataclass
-class _Modulate:
-    """Multiplies the error that passes a layer's output."""
-
-    factor: Tensor
-    switch: Switch
-
-    def __call__(self, error: Tensor) -> Tensor:
-        return error * self.factor if self.switch.on else error
 
 
 @dataclass
@@ -74,16 +74,19 @@ class LayerHook:
         if self.observers and module.training:
             weight = read_weight(module, self.parameter)
             for claim in self.observers:
+                if transforming():
+                    raise ValueError(_UNSEEN.format(claim.key))
                 for sample in samples(output):
                     claim.observe(weight, sample)
         for gate in self.gates:
             returned = output = gate.join(module, inputs, output)
-        if self.errors and output.requires_grad:
+        if self.errors and awaits_error(output, self.errors[0].key):
             weight = read_weight(module, self.parameter)
             companions = [read_weight(module, name) for name in self.companions]
             for claim in self.errors:
                 factor = claim.error_factor(weight, companions).to(output.dtype)
-                output.register_hook(_Modulate(factor, self.switch))
+                output = modulate(output, factor, self.switch, claim.key)
+            returned = (output, *returned[1:]) if isinstance(returned, tuple) else output
         if not self.wirings:
             return returned
         weight = read_weight(module, self.parameter)
@@ -92,11 +95,37 @@ class LayerHook:
         return output
 
 
+@dataclass
+class Guard:
+    """Forward pre-hook where gradients are scaled: at the parameter, and at no stand-in for it."""
+
+    weight: nn.Parameter
+    stored: str
+    name: str
+    switch: Switch
+
+    def __call__(self, module: nn.Module, inputs: tuple[object, ...]) -> None:
+        """Refuse a forward pass that another tensor takes part in, if that one would get a gradient.
+
+        Raises:
+            ValueError: it would.
+        """
+        held = stored_parameter(module, self.stored)
+        if held is None or held is self.weight or not self.switch.on or not torch.is_grad_enabled():
+            return
+        if held.requires_grad or transforming():
+            raise ValueError(_REPLACED.format(self.name))
+
+
 def hook_layers(claims: Claims, switch: Switch) -> None:
     """Hook the layers of all claims that need a layer's output."""
     shared = Pass()
     direct = [group for group, claim in claims if claim.mechanism.direct]
     leader = next((group for group in direct if group.readout), None)
+    for group, claims_of_group in claims_at(claims, "rate", scope="gradient").items():
+        guard = Guard(group.weight, group.stored, claims_of_group[0].key, switch)
+        for layer in dict.fromkeys(group.layers):
+            layer.register_forward_pre_hook(guard)
     for group in dict.fromkeys(group for group, _ in claims):
         own = [claim for other, claim in claims if other is group]
         observers = [claim for claim in own if claim.mechanism.observes]
@@ -130,6 +159,6 @@ def mark_layers(claims: Claims, owner: Owner) -> None:
 def clear_layer(layer: nn.Module) -> None:
     """Take the mark and the hooks off a layer."""
     for hooks in (layer._forward_pre_hooks, layer._forward_hooks):
-        for key in [key for key, hook in hooks.items() if isinstance(hook, Gate | LayerHook)]:
+        for key in [key for key, hook in hooks.items() if isinstance(hook, Gate | Guard | LayerHook)]:
             del hooks[key]
     layer.__dict__.pop(MARK, None)

@@ -78,8 +78,8 @@ class Mechanism:
     def observe(self, synapses: Synapses, output: Tensor) -> None:
         """See a layer's raw output, detached; for a mechanism that ``observes``.
 
-        It may only update tensors of ``synapses.state``. Under activation checkpointing it sees each output
-        twice.
+        It may only update tensors of ``synapses.state``. Under activation checkpointing it sees an output
+        once more where that is computed again: all samples of a layer alike, but not all layers.
         """
 
     def to_dict(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from bouton.synapse import SynapseGroup
 
 def stats_of(claim: Claim, group: SynapseGroup) -> dict[str, float]:
     """The numbers of one claim (:meth:`bouton.Attachment.stats`); its state and draws stay as they are."""
+    claim.settle()
     site = claim.mechanism.site
     if site == "structure":
         turned = 0.0 if claim.changed is None else float(claim.changed)

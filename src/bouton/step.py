@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from bouton.claim import Claim, Claims, claims_at
 from bouton.moments import fresh_moments, reset_moments
+from bouton.skipped import Verdict
 from bouton.snapshot import Snapshot, take_snapshots
 from bouton.switch import Switch
 from bouton.synapse import SynapseGroup
@@ -100,7 +101,10 @@ class StepHook:
             return
         # A fused optimizer under GradScaler is stepped even where it skips, and says so on the device.
         skipped = getattr(optimizer, "found_inf", None)
+        before_step = []
         for _, claim in self._claims:
+            claim.settle()
+            before_step.append(claim.counts)
             claim.step += 1
         for group, claims in self._rates.items():
             before, weight = self._before.pop(group), group.weight
@@ -113,6 +117,10 @@ class StepHook:
             for claim in _in_order(claims):
                 if claim.step % claim.mechanism.every == 0 and group.weight.grad is not None:
                     self._rewire(group, claim)
+        if skipped is not None:
+            verdict = Verdict(skipped)
+            for (_, claim), counts in zip(self._claims, before_step, strict=True):
+                claim.doubt = (verdict, claim.counts.since(counts))
 
     def _scale_gradient(self, group: SynapseGroup, gradient: Tensor) -> Tensor:
         if self._switch.on:

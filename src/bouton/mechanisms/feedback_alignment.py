@@ -62,11 +62,11 @@ class FeedbackAlignment(Mechanism):
     Raises:
         ValueError: an unknown kind or init, or ``"weights"`` with another kind than ``"fa"``. While
             training: an ``init`` that gives no tensor of the right shape for a layer; a forward pre-hook,
-            registered after ``attach``, that changes a layer's input; ``"dfa"`` where the
-            read-out runs through several time steps before the other layers; ``"ifa"`` in a net whose
-            layers run more than once before the read-out (also by activation checkpointing), whose sizes
-            change between the layers, as by pooling, which has several read-outs, or whose input takes a
-            gradient.
+            registered after ``attach``, that changes a layer's input; ``torch.func``'s transforms and
+            forward-mode differentiation; ``"dfa"`` where the read-out runs through several time steps
+            before the other layers; ``"ifa"`` in a net whose layers run more than once before the read-out,
+            or in a reentrant checkpoint, whose sizes change between the layers, as by pooling, which has
+            several read-outs, or whose input takes a gradient.
 
     Note:
         When not to use it: to reach a better accuracy. It is a model of learning without weight transport,

@@ -85,7 +85,9 @@ class Grapes(Mechanism):
         where: see :class:`bouton.Mechanism`.
 
     Raises:
-        ValueError: an unknown mode, or bounds that are not ``0 <= low <= high > 0``.
+        ValueError: an unknown mode, or bounds that are not ``0 <= low <= high > 0``. While training, in the
+            propagated form: forward-mode differentiation, which sends no errors; in the presynaptic one: a
+            gradient for another tensor in the parameter's place, as by ``torch.func.functional_call``.
 
     Note:
         When not to use it: as a cheap win over a well chosen learning rate. In a fresh layer the row sums

@@ -59,7 +59,9 @@ class PlasticityDiversity(Mechanism):
 
     Raises:
         ValueError: ``nu`` is neither 0 nor in [1e-6, 1], an unknown distribution or scope, or bounds
-            that are not ``0 <= low <= high > 0``, a ``decay`` outside [0, 1], a ``period`` below 1.
+            that are not ``0 <= low <= high > 0``, a ``decay`` outside [0, 1], a ``period`` below 1. While
+            training: ``"activity"`` under ``torch.func``'s transforms; ``scope="gradient"`` where another
+            tensor that takes a gradient stands in for the parameter, as by ``torch.func.functional_call``.
 
     Note:
         When not to use it: ``scope="gradient"`` under an optimizer that divides by the gradient's size. It

@@ -1,0 +1,112 @@
+"""The error site: multiply the error that comes back to a layer's output, under torch.func as well."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from bouton.switch import Switch
+
+_FORWARD = (
+    "{} acts on errors on their way back through the model, and forward-mode differentiation (jvp, jacfwd, "
+    "hessian, dual tensors) has none; use reverse mode (grad, vjp, jacrev), or handle.paused() for the "
+    "plain derivative"
+)
+
+
+def transforming() -> bool:
+    """Whether a torch.func transform (grad, vmap, jvp, ...) is at work."""
+    return torch._C._are_functorch_transforms_active()
+
+
+def refuse_forward_mode(tensor: Tensor, name: str) -> None:
+    """Refuse a tensor with a tangent, which is how forward mode works outside of torch.func.
+
+    Raises:
+        ValueError: it has one; ``name`` says what cannot act there.
+    """
+    if forward_ad.unpack_dual(tensor).tangent is not None:
+        raise ValueError(_FORWARD.format(name))
+
+
+def awaits_error(output: Tensor, name: str) -> bool:
+    """Whether an error may come back to ``output``.
+
+    Raises:
+        ValueError: it takes part in forward-mode differentiation; ``name`` says what cannot act there.
+    """
+    if transforming():
+        return True  # vmap hides what requires a gradient
+    refuse_forward_mode(output, name)
+    return output.requires_grad
+
+
+def modulate(output: Tensor, factor: Tensor, switch: Switch, name: str) -> Tensor:
+    """``output``, with every error that comes to it multiplied by ``factor`` while ``switch`` is on.
+
+    A hook on the tensor works with in-place activations, and fires once under checkpointing. It acts at one
+    level of differentiation: torch.func, which nests them, needs a function of autograd, at a copy's cost.
+
+    ``output`` awaits an error, and ``name`` is that of what modulates it.
+    """
+    if transforming():
+        modulated: Tensor = _Modulated.apply(output, factor, switch, name)  # type: ignore[no-untyped-call]
+        return modulated
+    output.register_hook(_Modulate(factor, switch))
+    return output
+
+
+@dataclass
+class _Modulate:
+    """A tensor's hook."""
+
+    factor: Tensor
+    switch: Switch
+
+    def __call__(self, error: Tensor) -> Tensor:
+        return error * self.factor if self.switch.on else error
+
+
+class _Modulated(torch.autograd.Function):
+    """The identity, whose error is multiplied at every level of torch.func's transforms."""
+
+    @staticmethod
+    def forward(output: Tensor, factor: Tensor, switch: Switch, name: str) -> Tensor:
+        return output.clone()  # an in-place activation may follow, which a view would not take
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Switch, str], output: Tensor) -> None:
+        _, factor, ctx.switch, ctx.name = inputs
+        ctx.save_for_backward(factor)
+
+    @staticmethod
+    def backward(ctx: Any, error: Tensor) -> tuple[Tensor, None, None, None]:
+        (factor,) = ctx.saved_tensors
+        return _Modulate(factor, ctx.switch)(error), None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        raise ValueError(_FORWARD.format(ctx.name))
+
+    @staticmethod
+    def vmap(
+        info: Any,
+        in_dims: tuple[int | None, int | None, None, None],
+        output: Tensor,
+        factor: Tensor,
+        switch: Switch,
+        name: str,
+    ) -> tuple[Tensor, int]:
+        """Map over the first axis: of the outputs, and in an ensemble of the factors."""
+        outputs, factors = in_dims[:2]
+        if outputs is None:
+            output, outputs = output.expand(info.batch_size, *output.shape), 0
+        output = output.movedim(outputs, 0)
+        if factors is not None:
+            factor = factor.movedim(factors, 0)
+            factor = factor.unflatten(0, (-1, *[1] * (output.ndim - factor.ndim)))
+        return _Modulated.apply(output, factor, switch, name), 0  # type: ignore[no-untyped-call]
