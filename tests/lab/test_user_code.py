@@ -165,10 +165,13 @@ def test_a_process_that_the_users_code_ends_keeps_what_is_finished(user_file, tm
     assert runs(tmp_path / "out") == before
 
 
-def test_code_that_changes_the_working_directory_moves_nothing(user_file, tmp_path, monkeypatch, capsys):
-    command = typed(moody(user_file, "os.chdir('/')"), "make_moody")
+@pytest.mark.parametrize("seed", ["", "if torch.initial_seed() == 1: "])
+def test_code_that_changes_the_working_directory_moves_nothing(
+    seed, user_file, tmp_path, monkeypatch, capsys
+):
+    text = f"import os\n{USER}\ndef make_mover():\n    {seed}os.chdir('/')\n    return make_small()\n"
     monkeypatch.chdir(tmp_path)
-    assert main([*command, "--out", "out"]) == 0
+    assert main([*typed(user_file(text), "make_mover"), "--out", "out"]) == 0
     assert Path.cwd() == tmp_path and len(runs(tmp_path / "out")) == 6
     assert "The page: out/report.html" in capsys.readouterr().out
 

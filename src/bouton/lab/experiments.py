@@ -133,8 +133,9 @@ def carry_out(
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
+        place = directory.absolute()
         with contextlib.chdir("."):  # and back, wherever the user's code has gone
-            _run(choose_arms(comparison), directory, console)
+            _run(choose_arms(comparison), place, console)
     finally:
         torch.set_num_threads(before)
     return rebuild(directory, console=console)

@@ -82,11 +82,11 @@ def run_comparison(comparison: Comparison, directory: Path, progress: Progress) 
             files.
         FolderError: if the folder cannot be written.
     """
+    directory = directory.absolute()  # the user's code may change the working directory
     # A mistake in the data or the model would fail every run: find it before the first.
     with torch.random.fork_rng(devices=[]):
         dataset = load_data(comparison.data, comparison.samples)
         fresh_model(comparison.config(comparison.arms[0], 0), dataset)
-    directory = directory.absolute()  # the user's code may change the working directory
     store = RunStore(directory)
     prepare(directory)
     store.prepare()

@@ -72,7 +72,7 @@ class LiveProgress:
     def wait(self, runs: int) -> None:
         """Shows what the run's bar stands still for."""
         waiting = f"waiting for {runs} run{'' if runs == 1 else 's'} of other processes"
-        self._progress.reset(self._run, total=None, visible=True, description=waiting)
+        self._progress.update(self._run, total=None, completed=0, visible=True, description=waiting)
 
 
 def print_table(console: Console, table: Table) -> None:
