@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from bouton.claim import Claim
+from bouton.compiled import Unscripted, keep_out_of_graphs
 from bouton.passage import Passage, linear_map
 from bouton.stored import read_weight
 from bouton.switch import Switch
@@ -35,6 +36,12 @@ _RESIZED = (
 )
 
 
+_IN_NO_GRAPH = (
+    "bouton: kind='dfa' and 'ifa' hand the error of one layer to others within the backward pass, which no "
+    "graph of torch.compile can hold; compile without fullgraph=True, or use kind='fa'"
+)
+
+
 @dataclass
 class Pass:
     """What the layers of one attachment share of a forward and backward pass; no copy takes it along."""
@@ -57,7 +64,7 @@ class Pass:
 
 
 @dataclass
-class Gate:
+class Gate(Unscripted):
     """Cuts back-propagation through one layer, and sends an error of a rule's making down instead.
 
     The layer is given its input without its past, so that autograd sends nothing down; :class:`_Send` ties
@@ -120,6 +127,26 @@ class Gate:
             path.append(_Stage(call, get_gradient_edge(output)))
 
 
+class DirectGate(Gate):
+    """Of a rule by which layers share errors; ``torch.compile`` leaves its methods as they are."""
+
+    def __call__(self, layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        """See :class:`Gate`."""
+        return super().__call__(layer, inputs)
+
+    def join(self, layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+        """See :class:`Gate`."""
+        return super().join(layer, inputs, output)
+
+
+def gate_for(claim: Claim, *rest: Any) -> Gate:
+    """The gate of a backward wiring claim; ``rest`` are the further arguments of :class:`Gate`."""
+    if not (claim.mechanism.direct or claim.mechanism.relays):
+        return Gate(claim, *rest)
+    keep_out_of_graphs(DirectGate, "__call__", "join", reason=_IN_NO_GRAPH)
+    return DirectGate(claim, *rest)
+
+
 @dataclass
 class _Call:
     """One call of one layer; its node of the graph holds it, so that it must hold nothing from there up."""
@@ -139,8 +166,9 @@ class _Call:
         if gate.leads:
             gate.shared.errors.append(error)
         sent = self._relayed(error) if claim.mechanism.relays else self.made_by_rule(error)
-        gate.seen = gate.shared.earlier + len(gate.shared.errors)
-        claim.sample = self._sample(error, sent)
+        if not torch.compiler.is_compiling():  # a graph of the backward pass changes nothing but tensors
+            gate.seen = gate.shared.earlier + len(gate.shared.errors)
+            claim.sample = self._sample(error, sent)
         return sent
 
     def _sample(self, error: Tensor, sent: Tensor) -> tuple[Tensor, Tensor] | None:

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from bouton.claim import Claim, Claims
-from bouton.feedback import Gate, Pass
+from bouton.compiled import Unscripted, tell_hooked, tell_plain
+from bouton.feedback import Gate, Pass, gate_for
 from bouton.ragged import each_sample, samples
 from bouton.stored import read_weight
 from bouton.switch import Switch
@@ -48,8 +50,23 @@ class _Modulate:
         return error * self.factor if self.switch.on else error
 
 
+class _ModulateInGraph(torch.autograd.Function):
+    """The same in a graph: beside a hook, torch.compile loses what a module sets in its forward."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, factor: Tensor) -> Tensor:
+        ctx.save_for_backward(factor)
+        return output.clone()  # compiled away; a view could not be changed in place
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, error: Tensor) -> tuple[Tensor, None]:
+        (factor,) = ctx.saved_tensors
+        return error * factor, None
+
+
 @dataclass
-class LayerHook:
+class LayerHook(Unscripted):
     """Forward hook of one layer: shows its output, modulates the error there, then transforms the output.
 
     The error is modulated at the raw output, before any wiring, because that is where it is the error of
@@ -83,7 +100,11 @@ class LayerHook:
             companions = [read_weight(module, name) for name in self.companions]
             for claim in self.errors:
                 factor = claim.error_factor(weight, companions).to(output.dtype)
-                output.register_hook(_Modulate(factor, self.switch))
+                if torch.compiler.is_compiling():
+                    output = _ModulateInGraph.apply(output, factor)  # type: ignore[no-untyped-call]
+                    returned = (output, *returned[1:]) if isinstance(returned, tuple) else output
+                else:
+                    output.register_hook(_Modulate(factor, self.switch))
         if not self.wirings:
             return returned
         weight = read_weight(module, self.parameter)
@@ -104,7 +125,7 @@ def hook_layers(claims: Claims, switch: Switch) -> None:
         wirings = [claim for claim in own if claim.mechanism.site == "wiring"]
         forward = [claim for claim in wirings if claim.mechanism.direction == "forward"]
         gates = [
-            Gate(claim, group.parameter, group.readout, group is leader, shared, switch)
+            gate_for(claim, group.parameter, group.readout, group is leader, shared, switch)
             for claim in wirings
             if claim.mechanism.direction == "backward"
         ]
@@ -115,6 +136,7 @@ def hook_layers(claims: Claims, switch: Switch) -> None:
                     layer.register_forward_pre_hook(gate)
                 # before hooks of others, which may return another output than the node's
                 layer.register_forward_hook(hook, prepend=True)
+                tell_hooked(layer)
 
 
 def mark_layers(claims: Claims, owner: Owner) -> None:
@@ -132,4 +154,5 @@ def clear_layer(layer: nn.Module) -> None:
     for hooks in (layer._forward_pre_hooks, layer._forward_hooks):
         for key in [key for key, hook in hooks.items() if isinstance(hook, Gate | LayerHook)]:
             del hooks[key]
+    tell_plain(layer)
     layer.__dict__.pop(MARK, None)
