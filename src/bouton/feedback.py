@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from bouton.claim import Claim
-from bouton.compiled import Unscripted, keep_out_of_graphs
+from bouton.compiled import Unscripted
+from bouton.feedback_graph import SendInGraph
 from bouton.passage import Passage, linear_map
 from bouton.stored import read_weight
 from bouton.switch import Switch
@@ -33,12 +34,6 @@ _CHANGED = (
 _RESIZED = (
     "kind='ifa' passes errors forward, and {} does not fit the input {} of {}: what lies before it changes "
     "the size, as pooling does; use kind='fa' or 'dfa'"
-)
-
-
-_IN_NO_GRAPH = (
-    "bouton: kind='dfa' and 'ifa' hand the error of one layer to others within the backward pass, which no "
-    "graph of torch.compile can hold; compile without fullgraph=True, or use kind='fa'"
 )
 
 
@@ -105,6 +100,11 @@ class Gate(Unscripted):
             raise ValueError(_CHANGED.format(self.claim.name))
         if not output.requires_grad and not (source.requires_grad and torch.is_grad_enabled()):
             return output
+        if torch.compiler.is_compiling():
+            if not source.requires_grad:
+                return output
+            rule = self.claim, layer, self.parameter, self.readout
+            return cast(Tensor, SendInGraph.apply(output, source, *rule))  # type: ignore[no-untyped-call]
         if self.leads:
             self.shared.begin()
         call = _Call(self, layer, source.shape)
@@ -127,26 +127,6 @@ class Gate(Unscripted):
             path.append(_Stage(call, get_gradient_edge(output)))
 
 
-class DirectGate(Gate):
-    """Of a rule by which layers share errors; ``torch.compile`` leaves its methods as they are."""
-
-    def __call__(self, layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        """See :class:`Gate`."""
-        return super().__call__(layer, inputs)
-
-    def join(self, layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-        """See :class:`Gate`."""
-        return super().join(layer, inputs, output)
-
-
-def gate_for(claim: Claim, *rest: Any) -> Gate:
-    """The gate of a backward wiring claim; ``rest`` are the further arguments of :class:`Gate`."""
-    if not (claim.mechanism.direct or claim.mechanism.relays):
-        return Gate(claim, *rest)
-    keep_out_of_graphs(DirectGate, "__call__", "join", reason=_IN_NO_GRAPH)
-    return DirectGate(claim, *rest)
-
-
 @dataclass
 class _Call:
     """One call of one layer; its node of the graph holds it, so that it must hold nothing from there up."""
@@ -166,9 +146,8 @@ class _Call:
         if gate.leads:
             gate.shared.errors.append(error)
         sent = self._relayed(error) if claim.mechanism.relays else self.made_by_rule(error)
-        if not torch.compiler.is_compiling():  # a graph of the backward pass changes nothing but tensors
-            gate.seen = gate.shared.earlier + len(gate.shared.errors)
-            claim.sample = self._sample(error, sent)
+        gate.seen = gate.shared.earlier + len(gate.shared.errors)
+        claim.sample = self._sample(error, sent)
         return sent
 
     def _sample(self, error: Tensor, sent: Tensor) -> tuple[Tensor, Tensor] | None:

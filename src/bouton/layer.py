@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from bouton.claim import Claim, Claims
 from bouton.compiled import Unscripted, tell_hooked, tell_plain
-from bouton.feedback import Gate, Pass, gate_for
+from bouton.direct import gate_for
+from bouton.feedback import Gate, Pass
 from bouton.ragged import each_sample, samples
 from bouton.stored import read_weight
 from bouton.switch import Switch
