@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from bouton.claim import Claim
+from bouton.compiled import Unscripted
+from bouton.feedback_graph import SendInGraph
 from bouton.modulation import refuse_forward_mode, transforming
 from bouton.passage import Passage, linear_map
 from bouton.stored import read_weight
@@ -64,7 +66,7 @@ class Pass:
 
 
 @dataclass
-class Gate:
+class Gate(Unscripted):
     """Cuts back-propagation through one layer, and sends an error of a rule's making down instead.
 
     The layer is given its input without its past, so that autograd sends nothing down; :class:`_Send` ties
@@ -106,6 +108,11 @@ class Gate:
         self.source = self.given = None
         if not inputs or inputs[0] is not given:
             raise ValueError(_CHANGED.format(self.claim.name))
+        if torch.compiler.is_compiling():
+            if not source.requires_grad:
+                return output
+            rule = self.claim, layer, self.parameter, self.readout
+            return cast(Tensor, SendInGraph.apply(output, source, *rule))  # type: ignore[no-untyped-call]
         recomputed = _in_backward()  # by activation checkpointing, for a pass that has begun
         if self.leads and not recomputed:
             self.shared.begin()

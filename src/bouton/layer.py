@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from bouton.claim import Claim, Claims, claims_at
+from bouton.compiled import Unscripted, tell_hooked, tell_plain
+from bouton.direct import gate_for
 from bouton.feedback import Gate, Pass
 from bouton.modulation import awaits_error, modulate, transforming
 from bouton.ragged import each_sample, samples
@@ -49,7 +51,7 @@ class Mark:
 
 
 @dataclass
-class LayerHook:
+class LayerHook(Unscripted):
     """Forward hook of one layer: shows its output, modulates the error there, then transforms the output.
 
     The error is modulated at the raw output, before any wiring, because that is where it is the error of
@@ -133,7 +135,7 @@ def hook_layers(claims: Claims, switch: Switch) -> None:
         wirings = [claim for claim in own if claim.mechanism.site == "wiring"]
         forward = [claim for claim in wirings if claim.mechanism.direction == "forward"]
         gates = [
-            Gate(claim, group.parameter, group.readout, group is leader, shared, switch)
+            gate_for(claim, group.parameter, group.readout, group is leader, shared, switch)
             for claim in wirings
             if claim.mechanism.direction == "backward"
         ]
@@ -144,6 +146,7 @@ def hook_layers(claims: Claims, switch: Switch) -> None:
                     layer.register_forward_pre_hook(gate)
                 # before hooks of others, which may return another output than the node's
                 layer.register_forward_hook(hook, prepend=True)
+                tell_hooked(layer)
 
 
 def mark_layers(claims: Claims, owner: Owner) -> None:
@@ -161,4 +164,5 @@ def clear_layer(layer: nn.Module) -> None:
     for hooks in (layer._forward_pre_hooks, layer._forward_hooks):
         for key in [key for key, hook in hooks.items() if isinstance(hook, Gate | Guard | LayerHook)]:
             del hooks[key]
+    tell_plain(layer)
     layer.__dict__.pop(MARK, None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -20,7 +20,8 @@ _FORWARD = (
 
 def transforming() -> bool:
     """Whether a torch.func transform (grad, vmap, jvp, ...) is at work."""
-    return torch._C._are_functorch_transforms_active()
+    # a graph of torch.compile is made with its transforms inside
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
 def refuse_forward_mode(tensor: Tensor, name: str) -> None:
@@ -29,7 +30,7 @@ def refuse_forward_mode(tensor: Tensor, name: str) -> None:
     Raises:
         ValueError: it has one; ``name`` says what cannot act there.
     """
-    if forward_ad.unpack_dual(tensor).tangent is not None:
+    if not torch.compiler.is_compiling() and forward_ad.unpack_dual(tensor).tangent is not None:
         raise ValueError(_FORWARD.format(name))
 
 
@@ -50,9 +51,12 @@ def modulate(output: Tensor, factor: Tensor, switch: Switch, name: str) -> Tenso
 
     A hook on the tensor works with in-place activations, and fires once under checkpointing. It acts at one
     level of differentiation: torch.func, which nests them, needs a function of autograd, at a copy's cost.
+    So does torch.compile, which beside a hook loses what a module sets in its forward pass.
 
     ``output`` awaits an error, and ``name`` is that of what modulates it.
     """
+    if torch.compiler.is_compiling():
+        return cast(Tensor, _ModulatedInGraph.apply(output, factor))  # type: ignore[no-untyped-call]
     if transforming():
         modulated: Tensor = _Modulated.apply(output, factor, switch, name)  # type: ignore[no-untyped-call]
         return modulated
@@ -69,6 +73,21 @@ class _Modulate:
 
     def __call__(self, error: Tensor) -> Tensor:
         return error * self.factor if self.switch.on else error
+
+
+class _ModulatedInGraph(torch.autograd.Function):
+    """The identity, whose error is multiplied, as torch.compile can trace it."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, factor: Tensor) -> Tensor:
+        ctx.save_for_backward(factor)
+        return output.clone()  # compiled away; a view could not be changed in place
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, error: Tensor) -> tuple[Tensor, None]:
+        (factor,) = ctx.saved_tensors
+        return error * factor, None
 
 
 class _Modulated(torch.autograd.Function):

@@ -47,9 +47,15 @@ class Passage:
         weight = weight.to(self.error.dtype)  # autocast runs layers in another
         if weight.ndim == 2:
             return self.error @ weight
-        source = torch.zeros(self.shape, dtype=weight.dtype, device=weight.device, requires_grad=True)
+        source = torch.zeros(self.shape, dtype=weight.dtype, device=weight.device)
+
+        def forward(source: Tensor) -> Tensor:
+            return linear_map(self.layer, self.layout, source, weight, self.error.shape)
+
+        if torch.compiler.is_compiling():  # which knows no torch.autograd.grad in a backward pass
+            return cast(Tensor, torch.func.vjp(forward, source)[1](self.error)[0])
         with torch.enable_grad():
-            output = linear_map(self.layer, self.layout, source, weight, self.error.shape)
+            output = forward(source.requires_grad_())
         return torch.autograd.grad(output, source, self.error)[0]
 
 

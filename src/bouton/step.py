@@ -13,11 +13,14 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from bouton.claim import Claim, Claims, claims_at
+from bouton.compiled import keep_out_of_graphs
 from bouton.moments import fresh_moments, reset_moments
 from bouton.skipped import Verdict
 from bouton.snapshot import Snapshot, take_snapshots
 from bouton.switch import Switch
 from bouton.synapse import SynapseGroup
+
+_IN_NO_GRAPH = "bouton acts around an optimizer's step; compile the step without fullgraph=True"
 
 
 class StepHook:
@@ -44,6 +47,8 @@ class StepHook:
 
     def _hook(self) -> None:
         if self._optimizer is not None:
+            own = "_before_step", "_after_step", "_scale_gradient"
+            keep_out_of_graphs(StepHook, *own, reason=_IN_NO_GRAPH)
             self._handles.append(self._optimizer.register_step_pre_hook(self._before_step))
             self._handles.append(self._optimizer.register_step_post_hook(self._after_step))
         for group in self._gradient_rates:

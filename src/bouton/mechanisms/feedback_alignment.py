@@ -26,6 +26,10 @@ _AMBIGUOUS = (
     "where= leaves the read-out out, take it in, or name it with readout=; where it runs several times, as "
     "through time, let all layers take one time step before the next, or use kind='fa'"
 )
+_NOT_DRAWN = (
+    "FeedbackAlignment makes the feedback of {} when the first error comes, and torch.compile cannot trace "
+    "that; run one forward and backward pass of the model before it is compiled"
+)
 
 
 @register(
@@ -48,7 +52,8 @@ class FeedbackAlignment(Mechanism):
     ``delta_l = (W_l delta_{l-1}) * phi'(a_l)``. Each layer's own gradient is made of its ``delta`` as ever,
     and whatever lies between the layers is differentiated as ever. For ``"fa"``, ``B`` of a layer has the
     shape of its weight, ``[node, fan-in...]``; for ``"dfa"`` and ``"ifa"`` it maps the read-out's nodes to
-    the layer's input, ``[node of the read-out, input...]``. It is drawn when the first error comes.
+    the layer's input, ``[node of the read-out, input...]``. That of ``"fa"`` is drawn by ``attach``, unless
+    ``init`` is a function or a mapping; any other when the first error comes.
 
     Args:
         kind: ``"fa"`` (feedback alignment), ``"dfa"`` (direct), ``"ifa"`` (indirect).
@@ -124,6 +129,11 @@ class FeedbackAlignment(Mechanism):
             return "it has two inputs, and feedback goes to one"
         return None
 
+    def prepare(self, synapses: Synapses) -> dict[str, Tensor]:
+        if (self.kind, self.init) != ("fa", "uniform"):
+            return {}
+        return {"feedback": self._make(synapses, tuple(synapses.weight.shape))}
+
     def rule(self, synapses: Synapses, passage: Passage) -> Tensor:
         if self.init == "weights":
             return passage.through(synapses.weight)
@@ -141,6 +151,8 @@ class FeedbackAlignment(Mechanism):
 
     def _feedback(self, synapses: Synapses, shape: tuple[int, ...]) -> Tensor:
         if "feedback" not in synapses.state:
+            if torch.compiler.is_compiling():
+                raise ValueError(_NOT_DRAWN.format(synapses.name))
             synapses.state["feedback"] = self._make(synapses, shape)
         return synapses.state["feedback"]
 

@@ -1,0 +1,51 @@
+"""What ``torch.compile`` and ``torch.jit.script`` must be told about hooks."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+_NOT_SCRIPTED = (
+    "torch.jit.script cannot compile the hooks of bouton; use torch.export.export or torch.jit.trace, or "
+    "detach the handle before"
+)
+
+
+class HookedParameters(dict[str, Tensor | None]):
+    """The parameters of a hooked layer, in a type of its own.
+
+    ``torch.compile`` does not look again whether a layer without hooks still has none
+    (``torch._dynamo.config.skip_nnmodule_hook_guards``), and takes the graph of a plain layer for any other
+    layer of its class. It does look at the type of this dictionary.
+    """
+
+
+def tell_hooked(layer: nn.Module) -> None:
+    """Keep graphs of plain layers from this one."""
+    layer.__dict__["_parameters"] = HookedParameters(layer._parameters)
+
+
+def tell_plain(layer: nn.Module) -> None:
+    """The inverse of :func:`tell_hooked`."""
+    if isinstance(layer._parameters, HookedParameters):
+        layer.__dict__["_parameters"] = dict(layer._parameters)
+
+
+@cache
+def keep_out_of_graphs(kind: type, *methods: str, reason: str) -> None:
+    """Let methods of a class run as they are, wherever ``torch.compile`` meets them.
+
+    Not a decorator, because :mod:`torch._dynamo` takes seconds to import.
+    """
+    for name in methods:
+        setattr(kind, name, torch.compiler.disable(vars(kind)[name], reason=reason))
+
+
+class Unscripted:
+    """A hook that ``torch.jit.script`` refuses by name."""
+
+    @property
+    def __name__(self) -> str:
+        raise AttributeError(_NOT_SCRIPTED)
