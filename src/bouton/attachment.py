@@ -11,12 +11,13 @@ from torch import nn
 from torch.optim import Optimizer
 
 from bouton.checkpoint import CheckpointHook, State
-from bouton.claim import Claim
+from bouton.claim import Claim, claims_at
 from bouton.layer import MARK, Mark, clear_layer, hook_layers, mark_layers
 from bouton.mechanism import Mechanism
 from bouton.optimizer_hook import OptimizerHook
 from bouton.plan import FROZEN, Decision, make_plan
 from bouton.report import Report, make_report
+from bouton.shards import refuse_flat, reshard, unsharded_parameters
 from bouton.stats import stats_of
 from bouton.step import StepHook, check_free
 from bouton.switch import Switch
@@ -46,7 +47,8 @@ def attach(
         ValueError: a mechanism finds nothing to act on; a ``where`` or ``readout`` that names no layer;
             the same mechanism twice on one weight, or two whose order would matter; an optimizer that
             does not hold a weight that a rate or structure mechanism needs, or that cannot tell what state
-            it gives to a fresh weight; a layer that is attached already; a lazy layer without a weight.
+            it gives to a fresh weight; a layer that is attached already; a lazy layer without a weight; a
+            model in FullyShardedDataParallel.
             Nothing has been changed then.
 
     Example:
@@ -64,11 +66,13 @@ def attach(
     """
     if not isinstance(model, nn.Module):
         raise ValueError(f"model must be a torch.nn.Module, found {type(model).__name__}")
+    refuse_flat(model)
+    reshard(model)
     groups = find_groups(model, readout)
     decisions = make_plan(model, optimizer, groups, mechanisms)
     check_free(optimizer, [d.group for d in decisions if d.reason is None])
     report = make_report(model, decisions, operator.index(seed))
-    return Attachment(optimizer, mechanisms, decisions, report)
+    return Attachment(model, optimizer, mechanisms, decisions, report)
 
 
 def detach(model: nn.Module) -> None:
@@ -103,6 +107,7 @@ class Attachment:
 
     def __init__(
         self,
+        model: nn.Module,
         optimizer: Optimizer | None,
         mechanisms: Sequence[Mechanism],
         decisions: Sequence[Decision],
@@ -112,7 +117,9 @@ class Attachment:
         taken = [decision for decision in decisions if decision.reason is None]
         self._claims = [(d.group, Claim.of(d.mechanism, d.group, report.seed)) for d in taken]
         self._switch = Switch()
-        self._step = StepHook(optimizer, self._claims, self._switch)
+        scaled = claims_at(self._claims, "rate", scope="gradient")
+        sources = unsharded_parameters(model, [group.weight for group in scaled])
+        self._step = StepHook(optimizer, self._claims, self._switch, sources)
         self._state = State(mechanisms, report.seed, self._claims)
         self._hooks: list[OptimizerHook] = []
         if optimizer is not None:
@@ -206,7 +213,7 @@ class Attachment:
                 loaded then.
         """
         self._check_attached()
-        self._state.load(state)
+        self._state.load(state, apart=True)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

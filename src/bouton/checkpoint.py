@@ -17,8 +17,7 @@ from bouton.optimizer_hook import OptimizerHook
 KEY = "bouton"  # under which mechanism state stands in an optimizer's state dict
 _FRESH = (
     "this optimizer state holds no state of the attached mechanisms, which start fresh from the weights as "
-    "they are now; load the model's weights before it, and the handle's own state, if that was saved "
-    "apart, after it"
+    "they are now; load the model's weights and the handle's own state, if that was saved apart, before it"
 )
 
 
@@ -28,14 +27,15 @@ class State:
     def __init__(self, mechanisms: Sequence[Mechanism], seed: int, claims: Claims) -> None:
         self._mechanisms = [mechanism.describe() for mechanism in mechanisms]
         self._seed, self._claims = seed, claims
+        self._apart: list[int] | None = None  # where all claims stood when this was loaded apart
 
     def save(self) -> dict[str, Any]:
         """Plain numbers, strings and tensors."""
         claims = {claim.key: claim.state_dict() for _, claim in self._claims}
         return {"mechanisms": self._mechanisms, "seed": self._seed, "claims": claims}
 
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Take over what :meth:`save` gave.
+    def load(self, state: Mapping[str, Any], apart: bool = False) -> None:
+        """Take over what :meth:`save` gave; ``apart`` from the state of an optimizer.
 
         Raises:
             ValueError: see :meth:`check`; nothing has been loaded then.
@@ -43,6 +43,15 @@ class State:
         self.check(state)
         for _, claim in self._claims:
             claim.load_state_dict(state["claims"][claim.key])
+        self._apart = self._steps() if apart else None
+
+    @property
+    def is_loaded_apart(self) -> bool:
+        """Whether it was loaded apart from an optimizer's, and no step was made since."""
+        return self._apart == self._steps()
+
+    def _steps(self) -> list[int]:
+        return [claim.step for _, claim in self._claims]
 
     def reset(self) -> None:
         """Start fresh from the weights as they are now, with the draws of ``attach``."""
@@ -122,6 +131,8 @@ class CheckpointHook(OptimizerHook):
         if found is not None:
             self._state.load(found)
             return
+        if self._state.is_loaded_apart:
+            return  # and so belongs to this, as with torch.distributed.checkpoint
         warnings.warn(_FRESH, stacklevel=5)  # the caller of load_state_dict, which torch wraps
         self._state.reset()
 

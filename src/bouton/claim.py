@@ -13,6 +13,7 @@ from torch import Tensor
 from bouton.layer_types import Layout
 from bouton.mechanism import Mechanism
 from bouton.passage import Passage
+from bouton.shards import all_hold_a_part, is_spread, mixing, spread, whole
 from bouton.sites import (
     BackwardWiringRule,
     ErrorRule,
@@ -25,6 +26,10 @@ from bouton.sites import (
 )
 from bouton.skipped import Counts, Verdict
 from bouton.synapse import SynapseGroup
+
+
+def _none() -> Tensor:
+    return torch.zeros((), dtype=torch.int64)
 
 
 @dataclass
@@ -45,7 +50,7 @@ class Claim:
     prepared: frozenset[str] = frozenset()  # the names of what the mechanism made at attach
     step: int = 0
     events: int = 0
-    changed: Tensor | None = None  # structure: synapses changed so far, counted on the weight's device
+    changed: Tensor = field(default_factory=_none)  # structure: synapses changed, on the weight's device
     sample: tuple[Tensor, Tensor] | None = None  # backward wiring: errors at the output, and sent down
     doubt: tuple[Verdict, Counts] | None = None  # the last step, if it may have been none
 
@@ -64,14 +69,16 @@ class Claim:
         claim.reset(group)
         return claim
 
+    @torch.no_grad()
+    @mixing()
     def reset(self, group: SynapseGroup) -> None:
         """Start afresh on a weight as it is now."""
         self.step = self.events = self.stream.count = 0
-        self.states, self.changed, self.sample, self.doubt = [], None, None, None
+        self.states, self.changed, self.sample, self.doubt = [], _none(), None, None
         self.states = [
             # no view of the weight
             {name: tensor.clone() for name, tensor in self.mechanism.prepare(synapses).items()}
-            for synapses in self._blocks(group.effective(), companions=group.beside())
+            for synapses in self._blocks(*self._shown(group.effective(), None, group.beside()))
         ]
         self.prepared = frozenset().union(*self.states)
 
@@ -89,7 +96,6 @@ class Claim:
             self.step -= counts.steps
             self.events -= counts.events
             self.stream.count -= counts.draws
-            self.changed = self.changed if self.events else None
 
     def __getstate__(self) -> dict[str, Any]:
         self.settle()
@@ -127,13 +133,15 @@ class Claim:
         gradient: Tensor | None,
         companions: Sequence[Tensor] = (),
         skipped: Tensor | None = None,
+        alone: bool = True,
     ) -> Tensor:
         """The factor of a rate rule, in the shape of ``weight`` as torch stores it.
 
-        Where ``skipped`` is not zero the step was none, and the mechanism's state stays.
+        Where ``skipped`` is not zero the step was none, and the mechanism's state stays. ``alone``: other
+        processes do not ask for their rates now.
         """
         self.settle()
-        rates, blocks = [], self._blocks(weight, gradient, companions)
+        rates, blocks = [], self._blocks(*self._shown(weight, gradient, companions), alone=alone)
         before = [dict(state) for state in self.states]  # on the weight's device by now
         for synapses in blocks:
             rate = cast(RateRule, self.mechanism).rule(synapses)
@@ -153,7 +161,7 @@ class Claim:
         """The outcome of a structure rule, in the shape of ``weight`` as torch stores it."""
         self.settle()
         changed, values = [], []
-        for synapses in self._blocks(weight, gradient, companions):
+        for synapses in self._blocks(*self._shown(weight, gradient, companions), alone=False):
             returned = cast(StructureRule, self.mechanism).rule(synapses)
             if not isinstance(returned, tuple) or len(returned) != 2:
                 raise ValueError(
@@ -170,30 +178,33 @@ class Claim:
     def count(self, changed: Tensor) -> None:
         """Add an event that changed these synapses to the turnover, without waiting for the device."""
         self.events += 1
-        number = changed.sum()
-        self.changed = number if self.changed is None else self.changed.to(number.device) + number
+        number = whole(changed.sum())
+        self.changed = self.changed.to(number.device) + number
 
     def state_dict(self) -> dict[str, Any]:
         """All that must be kept to go on exactly."""
         self.settle()
-        changed = {} if self.changed is None else {"changed": self.changed.clone()}
-        tensors = [{name: tensor.clone() for name, tensor in state.items()} for state in self.states]
+        # What a rule made since is in tuples, which torch.distributed.checkpoint loads whole. Of tensors in
+        # dicts it loads only those that the state it loads into has already.
+        tensors = [{name: state[name].clone() for name in sorted(self.prepared)} for state in self.states]
+        made = tuple(
+            tuple((name, whole(state[name]).clone()) for name in sorted(state.keys() - self.prepared))
+            for state in self.states
+        )
         numbers = {"step": self.step, "events": self.events, "draws": self.stream.count}
-        return {"shape": list(self.shape), **numbers, **changed, "tensors": tensors}
+        shape, changed = list(self.shape), self.changed.clone()
+        return {"shape": shape, **numbers, "changed": changed, "tensors": tensors, "made": made}
 
     def check_fits(self, values: dict[str, Any]) -> None:
         """Refuse what is no state of this claim."""
-        if missing := {"shape", "step", "events", "draws", "tensors"} - values.keys():
+        if missing := _STATE - values.keys():
             raise ValueError(f"the state of {self.key} lacks {', '.join(sorted(missing))}")
         if list(values["shape"]) != list(self.shape):
             raise ValueError(
                 f"the state of {self.key} is of a weight {list(values['shape'])}, and this model's is "
                 f"{list(self.shape)}; load it into the model that it was saved of"
             )
-        found, expected = (
-            [{name: tuple(tensor.shape) for name, tensor in state.items()} for state in states]
-            for states in (values["tensors"], self.states)
-        )
+        found, expected = [_shapes(state) for state in _joined(values)], [_shapes(s) for s in self.states]
         # on either side, a rule may have made further tensors since
         if len(found) != len(expected) or any(
             not self.prepared <= f.keys() or f | e != e | f for f, e in zip(found, expected, strict=True)
@@ -205,14 +216,36 @@ class Claim:
     def load_state_dict(self, values: dict[str, Any]) -> None:
         """Take over what :meth:`state_dict` gave."""
         self.states = [
-            {name: tensor.clone() for name, tensor in state.items()} for state in values["tensors"]
+            # spread over processes as here, however it was where the state was saved
+            {name: spread(tensor, own.get(name, tensor)).clone() for name, tensor in state.items()}
+            for state, own in zip(_joined(values), self.states, strict=True)
         ]
         self.step, self.events = values["step"], values["events"]
         self.stream.count, self.doubt = values["draws"], None
-        self.changed = values["changed"].clone() if "changed" in values else None
+        self.changed = values["changed"].clone()
+
+    def _shown(
+        self, weight: Tensor, gradient: Tensor | None, companions: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor | None, Sequence[Tensor]]:
+        """What the rule is to see of tensors that may be spread over processes: parts, or the whole."""
+        if is_spread(weight) and not self._in_parts(weight):
+            gradient = None if gradient is None else whole(gradient)
+            return whole(weight), gradient, [whole(companion) for companion in companions]
+        return weight, gradient, companions
+
+    def _in_parts(self, weight: Tensor) -> bool:
+        mechanism, layout = self.mechanism, self.layout
+        at_step = mechanism.site in ("rate", "structure") and mechanism.scope == "update"
+        # what torch can view as [node, fan-in...] where rows are spread unevenly
+        plain = layout.blocks == 1 and (not layout.transposed or weight.ndim == 2)
+        return mechanism.in_parts and at_step and plain and all_hold_a_part(weight)
 
     def _blocks(
-        self, weight: Tensor, gradient: Tensor | None = None, companions: Sequence[Tensor] = ()
+        self,
+        weight: Tensor,
+        gradient: Tensor | None = None,
+        companions: Sequence[Tensor] = (),
+        alone: bool = True,
     ) -> list[Synapses]:
         # Weights change block by block; a layer's output has one node for all of its blocks.
         view = self.layout.split if self.mechanism.site in ("rate", "structure") else self._units
@@ -236,6 +269,7 @@ class Claim:
                 companions=tuple(views[block] for views in beside),
                 depth=self.depth,
                 name=self.name,
+                alone=alone,
             )
             for block, state in enumerate(self.states)
         ]
@@ -257,6 +291,20 @@ class Claim:
             f"the {self.mechanism.site} rule of {type(self.mechanism).__name__} returned {found} for "
             f"{self.name}; expected a {dtype or 'floating point'} tensor of shape {shapes}"
         )
+
+
+_STATE = {"shape", "step", "events", "draws", "changed", "tensors", "made"}
+
+
+def _joined(values: dict[str, Any]) -> list[dict[str, Tensor]]:
+    """The tensors of each block: those made at attach, and those made since."""
+    return [
+        {**tensors, **dict(made)} for tensors, made in zip(values["tensors"], values["made"], strict=True)
+    ]
+
+
+def _shapes(state: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
 Claims = Sequence[tuple[SynapseGroup, Claim]]

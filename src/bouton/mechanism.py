@@ -65,6 +65,7 @@ class Mechanism:
     relays = (
         False  # wiring site, backward: the rule's error goes to the first layer, and forward from there
     )
+    in_parts = False  # rate, structure: the rule takes a weight of fully_shard as a DTensor, and not whole
     observes = False  # any site: call `observe` after each forward pass in training mode
 
     def serves(self, group: SynapseGroup) -> str | None:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
+from bouton.shards import local, spread, whole
+
 
 def fresh_moments(optimizer: Optimizer, weight: Tensor) -> dict[str, float | None]:
     """The value that each per-entry state of ``optimizer`` has for a weight that never moved.
@@ -58,7 +60,7 @@ def reset_moments(
     if isinstance(optimizer, LBFGS):
         # Its history is of the whole weight vector, and no pair of it is true after a jump. LBFGS
         # itself waits for the device many times a step, so that looking costs nothing more.
-        if bool(changed.any()):
+        if bool(whole(changed.any())):
             optimizer.state.clear()
         return
     state = optimizer.state.get(weight, {})
@@ -72,7 +74,7 @@ def reset_moments(
                 "this off with reset_moments=False"
             )
         if (initial := fresh[name]) is not None:
-            value.masked_fill_(changed, initial)
+            local(value).masked_fill_(local(spread(changed, value)), initial)
 
 
 def _accepted(kind: type[Optimizer]) -> set[str]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bouton.layer_types import Layout
+from bouton.shards import whole
 
 if TYPE_CHECKING:
     from bouton.synapse import SynapseGroup
@@ -88,7 +89,7 @@ def alignment_angle(group: SynapseGroup, error: Tensor, sent: Tensor) -> float:
     It is taken sample by sample, as the mean over those where it is defined.
     """
     passage = Passage(error, [], sent.shape, group.layers[0], group.layout)
-    own = passage.through(group.layout.nodes(group.effective()))
+    own = passage.through(group.layout.nodes(whole(group.effective())))
     samples = len(error) if error.ndim > -group.layout.output_axis else 1  # or no batch axis
     # in double precision, for a cosine of errors as small as those of a trained net
     own, sent = own.double().reshape(samples, -1), sent.double().reshape(samples, -1)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from bouton.passage import Passage
+from bouton.processes import summed
+from bouton.shards import spread
 
 
 @dataclass
@@ -50,6 +52,7 @@ class Synapses:
         depth: where the weight stands in the model: 0 for the first, 1 for the last.
         name: the weight's name in the model's ``state_dict()``, of several the first of a layer.
         stream: where random draws come from.
+        alone: True outside of the optimizer's step, where other processes may be doing something else.
     """
 
     weight: Tensor
@@ -61,11 +64,30 @@ class Synapses:
     companions: tuple[Tensor, ...] = ()
     depth: float = 0.0
     name: str = ""
+    alone: bool = True
 
     @property
     def fan_in(self) -> int:
         """Number of synapses of one node."""
-        return self.weight[0].numel() if len(self.weight) else 0
+        return self.weight.shape[1:].numel() if len(self.weight) else 0
+
+    def total(self, tensor: Tensor) -> Tensor:
+        """The sum of a tensor over all processes that train this model together.
+
+        For what each process sees of its own batches, such as counts made in :meth:`Mechanism.observe`.
+        The processes are those of torch's default group. They meet at the optimizer's step alone:
+        elsewhere, as in ``handle.stats()`` and with ``scope="gradient"``, the result is ``tensor`` itself,
+        and so it is in a single process.
+        """
+        return tensor if self.alone else summed(tensor)
+
+    def laid_out(self, tensor: Tensor) -> Tensor:
+        """A tensor of the weight's shape, the same in all processes, spread over them as the weight is.
+
+        The tensor itself where the weight is not spread. For draws by functions of torch of which
+        :meth:`uniform` and :meth:`normal` know nothing.
+        """
+        return spread(tensor, self.weight)
 
     def generator(self) -> torch.Generator:
         """A generator for the next draw, on the weight's device."""
@@ -73,15 +95,15 @@ class Synapses:
 
     def uniform(self, low: float | Tensor, high: float | Tensor) -> Tensor:
         """Draw from U[low, high] in the shape of the weight, for 16-bit weights in float32."""
-        return low + (high - low) * self._empty().uniform_(generator=self.generator())
+        return low + (high - low) * self.laid_out(self._empty().uniform_(generator=self.generator()))
 
     def normal(self) -> Tensor:
         """Draw from N(0, 1) in the shape of the weight, for 16-bit weights in float32."""
-        return self._empty().normal_(generator=self.generator())
+        return self.laid_out(self._empty().normal_(generator=self.generator()))
 
     def _empty(self) -> Tensor:
-        # contiguous whatever the weight's memory format is, so that the draws do not depend on it;
-        # a 16-bit draw has so few values that its mean is off
+        # of the whole weight and contiguous, so that draws depend neither on the number of processes nor on
+        # the weight's memory format; a 16-bit draw has so few values that its mean is off
         dtype = torch.promote_types(self.weight.dtype, torch.float32)
         return torch.empty(self.weight.shape, dtype=dtype, device=self.weight.device)
 

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import copy
 
+import torch
+
 from bouton.claim import Claim
 from bouton.passage import alignment_angle
+from bouton.shards import mixing, whole
 from bouton.synapse import SynapseGroup
 
 
+@torch.no_grad()
+@mixing()
 def stats_of(claim: Claim, group: SynapseGroup) -> dict[str, float]:
     """The numbers of one claim (:meth:`bouton.Attachment.stats`); its state and draws stay as they are."""
     claim.settle()
     site = claim.mechanism.site
     if site == "structure":
-        turned = 0.0 if claim.changed is None else float(claim.changed)
+        turned = float(claim.changed)
         share = turned / (claim.events * group.weight.numel()) if turned else 0.0
         numbers = {"turnover": share, "changed": turned, "events": float(claim.events)}
         return {**numbers, "steps": float(claim.step)}
@@ -24,12 +29,12 @@ def stats_of(claim: Claim, group: SynapseGroup) -> dict[str, float]:
         return {}
     probe, weight, companions = copy.deepcopy(claim), group.effective(), group.beside()
     if site == "error":
-        factor = probe.error_factor(weight, companions)
+        factor = probe.error_factor(whole(weight), [whole(companion) for companion in companions])
     else:
         # A rule with a state has seen this gradient already, and would go one step further.
         gradient = None if any(claim.states) else group.weight.grad
         factor = probe.rate(weight, gradient, companions)
-    factor = factor.double()
+    factor = whole(factor).double()
     numbers = {
         "mean": factor.mean().item(),
         "std": factor.std(correction=0).item(),

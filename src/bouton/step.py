@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial, reduce
+from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from bouton.claim import Claim, Claims, claims_at
 from bouton.compiled import keep_out_of_graphs
 from bouton.moments import fresh_moments, reset_moments
+from bouton.shards import is_spread, local, mixing, refuse_part_of_flat, spread
 from bouton.skipped import Verdict
 from bouton.snapshot import Snapshot, take_snapshots
+from bouton.stored import read_weight
 from bouton.switch import Switch
 from bouton.synapse import SynapseGroup
 
 _IN_NO_GRAPH = "bouton acts around an optimizer's step; compile the step without fullgraph=True"
+_UNSCALED = (
+    "the gradient of {} came by another way than through the layer that bouton.attach found, so that it "
+    "was not scaled; call bouton.attach on the whole model, after fully_shard"
+)
 
 
 class StepHook:
@@ -30,8 +37,16 @@ class StepHook:
     hooks the copied optimizer and weights anew.
     """
 
-    def __init__(self, optimizer: Optimizer | None, claims: Claims, switch: Switch) -> None:
+    def __init__(
+        self,
+        optimizer: Optimizer | None,
+        claims: Claims,
+        switch: Switch,
+        sources: Mapping[nn.Parameter, Tensor] | None = None,
+    ) -> None:
         self._optimizer, self._claims, self._switch = optimizer, claims, switch
+        self._sources = sources or {}  # the tensors whose gradients autograd makes, where not the weights
+        self._unscaled: set[SynapseGroup] = set()  # spread weights of which no gradient has come by
         self._rates = claims_at(claims, "rate")
         self._gradient_rates = claims_at(claims, "rate", scope="gradient")
         self._structures = claims_at(claims, "structure")
@@ -41,6 +56,7 @@ class StepHook:
             if optimizer and any(claim.mechanism.reset_moments for claim in own)
         }
         self._depth = 0  # of step within step
+        self._rehearsed = False  # the step that is under way is none
         self._before: dict[SynapseGroup, Snapshot] = {}  # before the step that is under way
         self._handles: list[RemovableHandle] = []
         self._hook()
@@ -53,7 +69,10 @@ class StepHook:
             self._handles.append(self._optimizer.register_step_post_hook(self._after_step))
         for group in self._gradient_rates:
             # On the weight itself, before gradients add up: right for accumulation and closures.
-            self._handles.append(group.weight.register_hook(partial(self._scale_gradient, group)))
+            source = self._sources.get(group.weight, group.weight)
+            self._handles.append(source.register_hook(partial(self._scale_gradient, group)))
+            if is_spread(group.weight):
+                self._unscaled.add(group)
 
     def remove(self) -> None:
         """Take all hooks off."""
@@ -62,7 +81,9 @@ class StepHook:
         # what is kept alive, and what a copy would hook again
         self._handles, self._optimizer, self._claims = [], None, []
         self._rates, self._gradient_rates, self._structures, self._fresh = {}, {}, {}, {}
+        self._sources, self._unscaled = {}, set()
 
+    @mixing()
     def remodel(self) -> None:
         """Run every structure mechanism once, now.
 
@@ -83,10 +104,15 @@ class StepHook:
         self.__dict__.update(state)
         self._hook()
 
+    @property
+    def _acts(self) -> bool:
+        return self._switch.on and not self._rehearsed
+
     def _weights(self) -> dict[SynapseGroup, None]:
         return dict.fromkeys([*self._rates, *self._gradient_rates, *self._structures])
 
     @torch.no_grad()
+    @mixing()
     def _before_step(self, optimizer: Optimizer, *arguments: Any) -> None:
         # torch hooks the step of every class: where a subclass calls super().step(), hooks run twice.
         # A depth left over from a step that raised is told from that by a look at the stack.
@@ -94,15 +120,19 @@ class StepHook:
             self._depth += 1
             return
         self._depth = 1
-        if self._switch.on:
+        self._rehearsed = _is_rehearsal()
+        if self._acts:
             for group in self._weights():
                 _check_same_weight(group)
+                if group in self._unscaled and group.weight.grad is not None:
+                    raise ValueError(_UNSCALED.format(group.name))
             self._before = take_snapshots(self._rates)
 
     @torch.no_grad()
+    @mixing()
     def _after_step(self, optimizer: Optimizer, *arguments: Any) -> None:
         self._depth -= 1
-        if self._depth or not self._switch.on:
+        if self._depth or not self._acts:
             return
         # A fused optimizer under GradScaler is stepped even where it skips, and says so on the device.
         skipped = getattr(optimizer, "found_inf", None)
@@ -114,10 +144,12 @@ class StepHook:
         for group, claims in self._rates.items():
             before, weight = self._before.pop(group), group.weight
             rates = [
-                claim.rate(before.effective, weight.grad, before.companions, skipped) for claim in claims
+                claim.rate(before.effective, weight.grad, before.companions, skipped, alone=False)
+                for claim in claims
             ]
+            rate = reduce(torch.mul, [local(spread(rate, weight)) for rate in rates])
             # lerp, not before + rate * (weight - before): where the rate is 1 it keeps the weight's bits
-            torch.lerp(before.stored, weight, reduce(torch.mul, rates), out=weight)
+            torch.lerp(local(before.stored), local(weight), rate, out=local(weight))
         for group, claims in self._structures.items():
             for claim in _in_order(claims):
                 if claim.step % claim.mechanism.every == 0 and group.weight.grad is not None:
@@ -128,9 +160,12 @@ class StepHook:
                 claim.doubt = (verdict, claim.counts.since(counts))
 
     def _scale_gradient(self, group: SynapseGroup, gradient: Tensor) -> Tensor:
+        self._unscaled.discard(group)
         if self._switch.on:
             for claim in self._gradient_rates[group]:
-                gradient = gradient * claim.rate(group.effective(), gradient, group.beside())
+                # not the parameter: that may be a part of the weight, and this the gradient of the whole
+                weight = read_weight(group.layers[0], group.parameter)
+                gradient = gradient * spread(claim.rate(weight, gradient, group.beside()), gradient)
         return gradient
 
     @torch.no_grad()
@@ -138,13 +173,14 @@ class StepHook:
         weight, optimizer = group.weight, self._optimizer
         if group.frozen:  # since attach
             return
-        changed, values = claim.rewire(group.effective(), weight.grad, group.beside())
+        rewired = claim.rewire(group.effective(), weight.grad, group.beside())
+        changed, values = (spread(tensor, weight) for tensor in rewired)
         if (spared := group.spared()) is not None:
-            changed = changed & ~spared
+            changed = changed & ~spread(spared, weight)
         if (skipped := getattr(optimizer, "found_inf", None)) is not None:
             changed = changed & (skipped == 0)
         claim.count(changed)
-        torch.where(changed, values, weight, out=weight)
+        torch.where(local(changed), local(values), local(weight), out=local(weight))
         if optimizer and claim.mechanism.reset_moments:
             reset_moments(optimizer, weight, changed, self._fresh[group])
 
@@ -172,15 +208,28 @@ def check_free(optimizer: Optimizer | None, groups: Iterable[SynapseGroup]) -> N
 
 
 def _check_same_weight(group: SynapseGroup) -> None:
+    refuse_part_of_flat(group.name, group.weight)
     if not group.in_place:
         raise ValueError(
-            f"{group.name} is another parameter than at bouton.attach (replaced, pruned, parametrised "
-            "or loaded with assign=True); detach the handle before, and attach again after"
+            f"{group.name} is another parameter than at bouton.attach (replaced, pruned, parametrised, "
+            "sharded by fully_shard or loaded with assign=True); detach the handle before, and attach "
+            "again after. With fully_shard: shard the model, build the optimizer, then call bouton.attach"
         )
 
 
 def _in_order(claims: list[Claim]) -> list[Claim]:
     return sorted(claims, key=lambda claim: claim.mechanism.last)
+
+
+def _is_rehearsal() -> bool:
+    """Whether torch's checkpoint helpers make this step, with zero gradients, for an optimizer's state."""
+    helpers = sys.modules.get("torch.distributed.checkpoint.state_dict")
+    if helpers is None:
+        return False
+    frame: FrameType | None = sys._getframe()
+    while frame and frame.f_code is not helpers._init_optim_state.__code__:
+        frame = frame.f_back
+    return frame is not None
 
 
 def _steps_within_step(optimizer: Optimizer) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from bouton.layer_types import Layout, Slot, slots
+from bouton.shards import is_spread
 from bouton.stored import prune_mask, read_weight, stored_name, stored_parameter
 from bouton.wrappers import own_name, unwrapped
 
@@ -67,12 +68,19 @@ class SynapseGroup:
     @property
     def node_count(self) -> int:
         """Number of nodes: output features, or output channels; of all blocks together."""
-        return self.layout.nodes(self.weight.detach()).shape[0]
+        return self.layout.nodes(torch.empty(self.weight.shape, device="meta")).shape[0]
 
     @property
     def in_place(self) -> bool:
         """True where every layer still holds the weight that was found."""
-        return all(stored_parameter(layer, self.stored) is self.weight for layer in self.layers)
+        held = [stored_parameter(layer, self.stored) for layer in self.layers]
+        # between a forward pass and the next backward, fully_shard may leave a whole copy in the layer
+        return all(weight is self.weight or self._is_copy(weight) for weight in held)
+
+    def _is_copy(self, held: nn.Parameter | None) -> bool:
+        if held is None or is_spread(held) or not is_spread(self.weight):
+            return False
+        return held.shape == self.weight.shape
 
     def effective(self) -> Tensor:
         """The weight as the forward pass uses it, detached."""
@@ -92,7 +100,7 @@ class SynapseGroup:
         row = getattr(self.layers[0], "padding_idx", None) if self.lookup else None
         if row is None:
             return None
-        spared = torch.zeros_like(self.weight, dtype=torch.bool)
+        spared = torch.zeros(self.weight.shape, dtype=torch.bool, device=self.weight.device)
         spared[row] = True
         return spared
 

@@ -60,6 +60,7 @@ class Crystallization(Mechanism):
     factor: float = 0.6
 
     site = "rate"
+    in_parts = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bouton.mechanism import Mechanism, register
+from bouton.shards import whole
 from bouton.sites import Rewiring, Synapses
 from bouton.synapse import SynapseGroup
 
@@ -107,6 +108,7 @@ class DalePrinciple(Mechanism):
     reset_moments: bool = False
 
     site = "structure"
+    in_parts = True
     last = True  # so that what other mechanisms wrote obeys, too
 
     def __post_init__(self) -> None:
@@ -128,7 +130,7 @@ class DalePrinciple(Mechanism):
         return _no_column(group) if self.signs == "outgoing" else None
 
     def prepare(self, synapses: Synapses) -> dict[str, Tensor]:
-        weight = synapses.weight
+        weight = whole(synapses.weight)
         axis = 1 if self.signs == "outgoing" else 0
         sign = nearest_signs(weight.transpose(0, axis).flatten(1), self.excitatory)
         chance = torch.rand(sign.shape, generator=synapses.generator(), device=sign.device)

@@ -113,6 +113,8 @@ class Grapes(Mechanism):
     clip: tuple[float, float] | None = (1.0, 2.0)
     normalize: bool = False
 
+    in_parts = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.mode not in MODES:

@@ -10,8 +10,14 @@ from torch import Tensor
 
 from bouton.mechanism import Mechanism, checked_clip, register
 from bouton.mechanisms.rate_laws import CONSTANT, LAWS, Law
+from bouton.processes import process_count
 from bouton.sites import Synapses
 from bouton.synapse import SynapseGroup
+
+_COUNTED_APART = (
+    "each process counts the activity in its own batches, and gradients are scaled before the processes "
+    "meet, so that their rates would differ; use scope='update'"
+)
 
 
 @register(
@@ -74,7 +80,8 @@ class PlasticityDiversity(Mechanism):
         ``"activity"`` counts the layer's raw outputs, which are rarely as near to 0 as 0.01 unless its
         inputs are sparse: in a 64-256-256-10 ReLU net on the scikit-learn digits the last factor above
         stayed within 0.99 to 1.02 for every node, and the law is then hardly more than ``"uniform"``.
-        Processes that train together see different batches, so that this law is left out of them.
+        Each of several processes counts in its own batches, and at the optimizer's step all counts of the
+        default group of ``torch.distributed`` are summed: every process of it must make that step.
 
     References:
         Hofmann et al., Nature Communications 16, 5112 (2025), doi 10.1038/s41467-025-60078-9.
@@ -96,6 +103,7 @@ class PlasticityDiversity(Mechanism):
     period: int = 100
 
     site = "rate"
+    in_parts = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -116,8 +124,8 @@ class PlasticityDiversity(Mechanism):
             )
 
     def serves(self, group: SynapseGroup) -> str | None:
-        if self.observes and torch.distributed.is_available() and torch.distributed.is_initialized():
-            return "each process would count the activity in its own batches, and rates would differ"
+        if self.observes and self.scope == "gradient" and process_count() > 1:
+            return _COUNTED_APART
         resolution = torch.finfo(group.weight.dtype).eps
         if 0 < self.nu < resolution:
             return f"nu={self.nu} is below the resolution of {group.weight.dtype}, {resolution:.1g}"
@@ -140,4 +148,6 @@ class PlasticityDiversity(Mechanism):
             self.law.observe(synapses, output)
 
     def rule(self, synapses: Synapses) -> Tensor:
+        if self.observes and self.scope == "gradient" and process_count() > 1:  # started since attach
+            raise ValueError(f"PlasticityDiversity(distribution={self.distribution!r}): {_COUNTED_APART}")
         return self.law.rate(synapses, self)

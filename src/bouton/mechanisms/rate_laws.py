@@ -82,8 +82,8 @@ def _lognormal(synapses: Synapses, nu: float) -> Tensor:
 
 def _standard_gamma(synapses: Synapses, shape: float) -> Tensor:
     # torch.distributions takes no generator; this is the function that it calls
-    alpha = torch.full_like(synapses.weight, shape, dtype=torch.float32)
-    return torch._standard_gamma(alpha, generator=synapses.generator())
+    alpha = torch.full(synapses.weight.shape, shape, dtype=torch.float32, device=synapses.weight.device)
+    return synapses.laid_out(torch._standard_gamma(alpha, generator=synapses.generator()))
 
 
 def _gamma(synapses: Synapses, nu: float) -> Tensor:
@@ -119,18 +119,21 @@ def _follow_weight(synapses: Synapses, settings: Settings) -> Tensor:
 
 
 def _deviation_and_activity(synapses: Synapses, settings: Settings) -> dict[str, Tensor]:
-    nodes = synapses.weight.new_zeros(len(synapses.weight), dtype=torch.int64)
-    return {**_deviation(synapses, settings), "active": nodes}
+    nodes = torch.zeros(len(synapses.weight), dtype=torch.int64, device=synapses.weight.device)
+    return {**_deviation(synapses, settings), "active": nodes, "recent": nodes}
 
 
 def _count_active(synapses: Synapses, output: Tensor) -> None:
     active = (output.abs() > ACTIVE).unsqueeze(0)  # an output may have the node axis alone
     others = [axis for axis in range(-active.ndim, 0) if axis != synapses.axis]
-    synapses.state["active"].add_(active.sum(others))
+    synapses.state["recent"].add_(active.sum(others))
 
 
 def _follow_activity(synapses: Synapses, settings: Settings) -> Tensor:
-    deviation, active = synapses.state["deviation"], synapses.state["active"].to(torch.float32)
+    deviation, recent = synapses.state["deviation"], synapses.state["recent"]
+    synapses.state["active"] = synapses.state["active"] + synapses.total(recent)
+    synapses.state["recent"] = torch.zeros_like(recent)  # another tensor: a skipped step takes it back
+    active = synapses.state["active"].to(torch.float32)
     share = (active / active.mean()).nan_to_num_(1.0)  # nothing observed yet: all nodes are alike
     # 2 - clip(1 + 0.1 (n - 1), 0.8, 1.2), of which no share can reach the lower bound
     factor = share.mul_(-0.1).add_(1.1).clamp_min_(0.8).to(deviation.dtype)

@@ -78,6 +78,7 @@ class SpineRemodeling(Mechanism):
     reset_moments: bool = True
 
     site = "structure"
+    in_parts = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

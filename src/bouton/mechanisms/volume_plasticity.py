@@ -62,6 +62,7 @@ class VolumePlasticity(Mechanism):
     base: float = 0.1
 
     site = "rate"
+    in_parts = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

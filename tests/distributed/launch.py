@@ -1,0 +1,85 @@
+"""Starts runs in several processes with torchrun, once for all tests that look at them."""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from parallel_nets import ALONE, COMBINED
+from parallel_texts import TOLD
+
+import bouton
+
+FOLDER = Path(tempfile.mkdtemp(prefix="bouton-distributed-"))
+DETAILS = ["accumulate", "overflow/fused", "overflow/unfused", "by hand", "wrapped later, forward"]
+OF_COPIES = ["first logs", "wrapped later", "attached inside"]  # where each process holds all weights
+FULL = ["mlp/sgd/together", "mlp/adamw/otherwise"]
+LAUNCHES = {
+    ("ddp", 2): [*ALONE, *DETAILS, *OF_COPIES, "save:ddp-2", "resume:ddp-2"],
+    ("ddp", 4): [*COMBINED, "first logs", "resume:ddp-2"],
+    ("fsdp", 2): [*ALONE, *COMBINED, *DETAILS, "save:fsdp-2", "resume:fsdp-2"],
+    # short ones, because four processes share few cores and wait for each other many times a step
+    ("fsdp", 4): [
+        *FULL,
+        *(f"short/{name}" for name in [*ALONE, *COMBINED] if name not in FULL),
+        *DETAILS,
+        *(f"tell:{name}" for name in TOLD),
+        "resume:fsdp-2",
+        "save:fsdp-4",
+    ],
+    ("hsdp", 4): ["short/mlp/sgd/together", "short/mlp/adamw/gradient", "resume:fsdp-4"],
+}
+
+
+def torchrun(size, script, *arguments, seconds=400):
+    """Run a script in ``size`` processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}"]
+    paths = [str(Path(bouton.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    done = subprocess.run(
+        [*command, str(script), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        env=environment,
+        cwd=FOLDER,
+    )
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"[-6000:]
+    return done
+
+
+@functools.cache
+def launched(kind, size):
+    """What each process has in the end, by scene."""
+    scenes = LAUNCHES[kind, size]
+    for scene in scenes:
+        if scene.startswith("resume:"):
+            other, _, count = scene.removeprefix("resume:").partition("-")
+            if (other, int(count)) != (kind, size):
+                launched(other, int(count))  # which saves it
+    torchrun(size, Path(__file__).with_name("parallel_runs.py"), kind, FOLDER, *scenes)
+    return [torch.load(FOLDER / f"{kind}-{size}-{rank}.pt") for rank in range(size)]
+
+
+def played():
+    """All that is compared with one process: kind, number of processes, and scene."""
+    return [
+        (kind, size, scene)
+        for (kind, size), scenes in LAUNCHES.items()
+        for scene in scenes
+        if ":" not in scene
+    ]
+
+
+def check_same(found, expected, tolerance=0.0):
+    """The same names, and the same numbers but for a tolerance."""
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(
+            found[name], value, rtol=0, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}"
+        )
