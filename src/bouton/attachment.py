@@ -47,9 +47,8 @@ def attach(
         ValueError: a mechanism finds nothing to act on; a ``where`` or ``readout`` that names no layer;
             the same mechanism twice on one weight, or two whose order would matter; an optimizer that
             does not hold a weight that a rate or structure mechanism needs, or that cannot tell what state
-            it gives to a fresh weight; a layer that is attached already; a lazy layer without a weight; a
-            model in FullyShardedDataParallel.
-            Nothing has been changed then.
+            it gives to a fresh weight; a layer that is attached already; a lazy layer without a weight,
+            or one on the meta device; a model in FullyShardedDataParallel. Nothing has been changed then.
 
     Example:
         >>> import bouton, torch

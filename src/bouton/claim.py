@@ -250,6 +250,11 @@ class Claim:
         # Weights change block by block; a layer's output has one node for all of its blocks.
         view = self.layout.split if self.mechanism.site in ("rate", "structure") else self._units
         weights = view(weight.detach())
+        if gradient is not None and gradient.layout != torch.strided:
+            raise ValueError(
+                f"{self.name} has a sparse gradient ({gradient.layout}), and "
+                f"{type(self.mechanism).__name__} acts on dense ones; use sparse=False where it is made"
+            )
         gradients = [None] * len(weights) if gradient is None else view(gradient.detach())
         beside = [view(companion.detach()) for companion in companions]
         if not self.states:

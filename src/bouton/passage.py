@@ -86,7 +86,8 @@ def linear_map(
 def alignment_angle(group: SynapseGroup, error: Tensor, sent: Tensor) -> float:
     """Angle in degrees between what was sent down and what the layer's own weights would send.
 
-    It is taken sample by sample, as the mean over those where it is defined.
+    It is taken sample by sample, as the mean over those where it is defined: where both errors are finite,
+    and neither is 0. Not a number where there is no such sample.
     """
     passage = Passage(error, [], sent.shape, group.layers[0], group.layout)
     own = passage.through(group.layout.nodes(whole(group.effective())))
@@ -95,5 +96,4 @@ def alignment_angle(group: SynapseGroup, error: Tensor, sent: Tensor) -> float:
     own, sent = own.double().reshape(samples, -1), sent.double().reshape(samples, -1)
     norms = own.norm(dim=1), sent.norm(dim=1)
     cosine = (own * sent).sum(1) / norms[0] / norms[1]
-    defined = own.any(1) & sent.any(1)
-    return float(cosine[defined].clamp(-1, 1).acos().rad2deg().mean())
+    return float(cosine[cosine.isfinite()].clamp(-1, 1).acos().rad2deg().mean())

@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from bouton.layer import MARK
@@ -17,6 +18,10 @@ from bouton.synapse import SynapseGroup
 from bouton.where import is_wanted, unmatched
 
 FROZEN = "frozen (requires_grad is False)"
+
+# What rules can draw, compare and average.
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 # Two factors commute; two transformations of one output, or of one weight, do not.
 _EXCLUSIVE = ("wiring", "structure")
 
@@ -53,6 +58,7 @@ def make_plan(
             raise ValueError(_nothing_taken(mechanism, model, own))
         decisions += own
     taken = [decision for decision in decisions if decision.reason is None]
+    _check_materialised(taken)
     _check_overlaps(taken)
     _check_optimizer(taken, optimizer)
     return tuple(decisions)
@@ -79,6 +85,14 @@ def _check_mechanism(mechanism: Mechanism, model: nn.Module, groups: Sequence[Sy
         raise ValueError(
             f"{name}(where={pattern!r}) matches no layer with a weight; {_has(model, groups)}"
             + (". Leave out '.weight': where= names layers" if pattern.endswith(".weight") else "")
+        )
+
+
+def _check_materialised(taken: Sequence[Decision]) -> None:
+    if bare := dict.fromkeys(d.group.name for d in taken if d.group.weight.is_meta):
+        raise ValueError(
+            f"without numbers yet, on the meta device: {', '.join(bare)}; materialise the model (to_empty, "
+            "then initialise or load), build the optimizer, and call bouton.attach after that"
         )
 
 
@@ -145,10 +159,21 @@ def _reason(mechanism: Mechanism, group: SynapseGroup) -> str | None:
         return "an embedding, which where= must name to be taken"
     if group.frozen:
         return FROZEN
+    if reason := _no_real_numbers(group.weight):
+        return reason
     sites = [mechanism.site, *(["observe"] if mechanism.observes else [])]
     if reasons := [group.unreachable[site] for site in sites if site in group.unreachable]:
         return reasons[0]
     return mechanism.serves(group)
+
+
+def _no_real_numbers(weight: Tensor) -> str | None:
+    if weight.layout != torch.strided:
+        return f"stored as {weight.layout}; mechanisms act on dense weights"
+    if weight.dtype not in _DTYPES:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
+        return f"of {weight.dtype}; mechanisms act on real numbers ({names})"
+    return None
 
 
 def _nothing_taken(mechanism: Mechanism, model: nn.Module, own: Sequence[Decision]) -> str:

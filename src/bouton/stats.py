@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import torch
 
@@ -24,7 +25,8 @@ def stats_of(claim: Claim, group: SynapseGroup) -> dict[str, float]:
         numbers = {"turnover": share, "changed": turned, "events": float(claim.events)}
         return {**numbers, "steps": float(claim.step)}
     if site == "wiring":
-        return {} if claim.sample is None else {"angle": alignment_angle(group, *claim.sample)}
+        angle = math.nan if claim.sample is None else alignment_angle(group, *claim.sample)
+        return {} if math.isnan(angle) else {"angle": angle}
     if not group.weight.numel():
         return {}
     probe, weight, companions = copy.deepcopy(claim), group.effective(), group.beside()

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from bouton.mechanism import Mechanism, register
+from bouton.mechanisms.sizes import sizes, wide
 from bouton.sites import Synapses
 
 
 def crystallizing(weight: Tensor, gradient: Tensor, threshold: float) -> Tensor:
     """Which synapses crystallize: a mask in the shape of ``weight``."""
-    size, pull = weight.abs(), gradient.abs()
+    size, pull = sizes(weight), gradient.to(wide(gradient.dtype)).abs()
     # |g| < t |w| and not |g| / |w| < t: the same, and defined where both are zero
     return (pull < threshold * size) | (pull > size.mean())
 
@@ -31,7 +32,8 @@ class Crystallization(Mechanism):
        |g| / |w| < \theta \;\text{ or }\; |g| > \overline{|w|}
 
     The rates ``r`` have the shape of the weight, no unit, start at 1 and only ever fall; they scale the
-    applied update. ``g`` is the gradient that the optimizer saw, and the mean is over the layer.
+    applied update. ``g`` is the gradient that the optimizer saw, and the mean is over the layer, in which a
+    weight that is infinite or not a number counts as 0.
 
     Args:
         threshold: the share theta of the weight's size under which a gradient counts as settled.
@@ -70,7 +72,8 @@ class Crystallization(Mechanism):
             raise ValueError(f"Crystallization(factor={self.factor!r}): use a number from 0 to 1")
 
     def prepare(self, synapses: Synapses) -> dict[str, Tensor]:
-        return {"rate": torch.ones_like(synapses.weight)}
+        # 16 bits would round a factor near 1 away
+        return {"rate": torch.ones_like(synapses.weight, dtype=wide(synapses.weight.dtype))}
 
     def rule(self, synapses: Synapses) -> Tensor:
         rate = synapses.state["rate"]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bouton.mechanism import Mechanism, register
+from bouton.mechanisms.sizes import sizes, wide
 from bouton.shards import whole
 from bouton.sites import Rewiring, Synapses
 from bouton.synapse import SynapseGroup
@@ -19,14 +20,18 @@ def nearest_signs(weight: Tensor, excitatory: float | None = None) -> Tensor:
 
     Without ``excitatory``, each node takes the sign that loses less of the sum of its squared weights, and
     1 where that is the same. With it, ``round(excitatory * nodes)`` nodes take 1: those that are most
-    positive by that measure.
+    positive by that measure. Synapses that are infinite or not a number count for nothing.
     """
-    wide = weight.to(torch.promote_types(weight.dtype, torch.float32))  # 16 bits lose small squares
-    balance = (wide * wide.abs()).sum(1)
+    weights = weight.to(wide(weight.dtype)).nan_to_num(0.0, 0.0, 0.0)
+    largest = sizes(weights).amax(1, keepdim=True) if weight.numel() else weights.sum(1, keepdim=True)
+    # of shares of a node's largest weight, because squares of the weights may be 0 or infinite
+    shares = weights / largest.clamp_min(torch.finfo(weights.dtype).tiny)
+    balance = (shares * shares.abs()).sum(1)
     if excitatory is None:
         positive = balance >= 0
     else:
-        order = balance.argsort(descending=True, stable=True)
+        root = balance.sign() * balance.abs().sqrt()
+        order = (root * largest.squeeze(1)).argsort(descending=True, stable=True)
         positive = torch.zeros_like(balance, dtype=torch.bool)
         positive[order[: round(excitatory * len(order))]] = True
     return torch.where(positive, 1.0, -1.0).to(weight.dtype)
@@ -58,9 +63,9 @@ class DalePrinciple(Mechanism):
 
     after every optimizer step: a weight ``[node, fan-in...]`` that crossed zero is set to 0, and grows
     again only towards its node's side. The signs ``s`` are chosen at ``attach`` from the weights as they
-    are then, so that as little as possible is lost; ``attach`` itself changes no weight. The first step, or
-    ``handle.remodel()`` before it, sets all weights of the wrong sign to 0. The read-out is left as it is.
-    Signs belong to a weight: a node that feeds several layers has one in each.
+    are then (of those that are finite), so that as little as possible is lost; ``attach`` itself changes no
+    weight. The first step, or ``handle.remodel()`` before it, sets all weights of the wrong sign to 0. The
+    read-out is left as it is. Signs belong to a weight: a node that feeds several layers has one in each.
 
     Args:
         signs: ``"outgoing"``: one sign per presynaptic node, which is a column of a weight matrix, or an

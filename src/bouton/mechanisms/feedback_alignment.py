@@ -79,7 +79,8 @@ class FeedbackAlignment(Mechanism):
         the angle between what each layer sent down in the last backward pass and what its own weights, as
         they are now, would have sent, averaged over some samples (where one has at most a million numbers):
         90 degrees is unrelated, and it falls where feedback and weights align. Ask before the optimizer's
-        step; there is no angle where nothing below asked for an error, as below the first layer.
+        step; there is no angle where nothing below asked for an error, as below the first layer, nor where
+        the errors of every sample are 0 or not finite.
 
     References:
         Dellaferrera et al., Nature Communications 13 (2022), doi 10.1038/s41467-022-29491-2; Lillicrap et

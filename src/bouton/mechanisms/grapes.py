@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bouton.mechanism import Mechanism, checked_clip, register
+from bouton.mechanisms.sizes import wide
 from bouton.sites import Synapses
 from bouton.synapse import SynapseGroup
 
@@ -26,7 +27,8 @@ def responsibility(
 
     ``companions`` are further weights of the same nodes: a recurrent node sums over its inputs and over its
     layer's own output.
-    A layer whose weights are all zero has no share to tell apart, and gets the factor 1.
+    A layer whose weights are all zero has no share to tell apart, and gets the factor 1. So does, before
+    ``clip``, a node whose sum is not finite; it is left out of the maximum.
     """
     total = _sizes(weight)
     for other in companions:
@@ -42,12 +44,14 @@ def presynaptic_responsibility(
 
 
 def _sizes(weight: Tensor) -> Tensor:
-    return weight.abs().flatten(1).sum(1)
+    return weight.abs().flatten(1).sum(1, dtype=wide(weight.dtype))
 
 
 def _shares(total: Tensor, clip: tuple[float, float] | None, normalize: bool) -> Tensor:
-    largest = total.amax() if len(total) else total.sum()
-    factor = torch.where(largest > 0, 2 * total / largest, torch.ones_like(total))
+    known = total.nan_to_num(0.0, 0.0)  # of the nodes alone, which costs less than of all synapses
+    largest = known.amax() if len(total) else total.sum()
+    # 2 * after the division, because twice the largest number is infinite
+    factor = torch.where((total == known) & (largest > 0), 2 * (known / largest), 1.0)
     if clip is not None:
         factor = factor.clamp(*clip)
     return factor / factor.mean() if normalize else factor
@@ -67,7 +71,8 @@ class Grapes(Mechanism):
     For a layer's weight ``[node, fan-in...]`` the factor ``f`` has shape ``[node]``, no unit, and is
     computed from the current weights in every forward pass. It is constant under differentiation. The
     read-out layer is never modulated. A recurrent node's sum is over both of its weights, and that of an
-    LSTM's or GRU's cell, whose error is modulated where its output leaves, over all of its gates.
+    LSTM's or GRU's cell, whose error is modulated where its output leaves, over all of its gates. A node
+    whose sum is not finite gets the factor 1 (before ``clip``) and is left out of the maximum.
 
     Args:
         mode: ``"propagated"``: ``f`` multiplies the error at the node, so that the layer's weights, its

@@ -66,7 +66,7 @@ class MultiSynapse(Mechanism):
         When not to use it: on a trained model that is to keep its function, because the outputs change
         at once; or in a narrow layer, because the layer then carries ``1/gamma`` as many signals. It
         also multiplies the pre-activations' variance by about ``gamma``, which acts like a larger
-        initialisation.
+        initialisation, and in float16 reaches the end of the range (65504) that much earlier.
 
     References:
         Hofmann et al., Nature Communications 16, 5112 (2025), doi 10.1038/s41467-025-60078-9.

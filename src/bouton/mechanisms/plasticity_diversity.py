@@ -51,11 +51,11 @@ class PlasticityDiversity(Mechanism):
             ``"normal"`` N(1, nu), ``"lognormal"`` with mean 1 and sigma = nu, ``"gamma"`` with mean 1 and
             standard deviation nu, ``"beta"`` on [1-nu, 1+nu] with alpha = beta = 1/nu. ``"depth"``: the
             full spread in the first layer, half of it in the last. ``"weight"``: less spread the larger
-            the weight is at present. ``"activity"``: less spread the more often the node was active, where
-            ``n`` is the count of its outputs beyond 0.01 in size, over the layer's mean count, in all
-            forward passes in training mode since ``attach``. ``"temporal"``: uniform at first; then every
-            ``period`` steps ``r - 1`` is multiplied by ``decay``, and every ten periods 0.1 U[-nu, nu] is
-            added to it.
+            the weight is at present (one that is infinite or not a number counts as 0). ``"activity"``:
+            less spread the more often the node was active, where ``n`` is the count of its outputs beyond
+            0.01 in size, over the layer's mean count, in all forward passes in training mode since
+            ``attach``. ``"temporal"``: uniform at first; then every ``period`` steps ``r - 1`` is
+            multiplied by ``decay``, and every ten periods 0.1 U[-nu, nu] is added to it.
         scope: ``"update"`` scales what the optimizer applies, right for every optimizer;
             ``"gradient"`` scales what the optimizer sees, as the published code does.
         clip: bounds of ``r``, or None.

@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from bouton.mechanisms.sizes import sizes
 from bouton.sites import Synapses
 
 ACTIVE = 0.01  # a node is active where the size of its output is above this
@@ -109,7 +110,7 @@ def _deviation(synapses: Synapses, settings: Settings) -> dict[str, Tensor]:
 
 
 def _follow_weight(synapses: Synapses, settings: Settings) -> Tensor:
-    size = synapses.weight.abs()
+    size = sizes(synapses.weight)
     if not size.numel():
         return size
     mean = size.mean().clamp_min(torch.finfo(size.dtype).tiny)  # 0 where all weights are 0

@@ -9,16 +9,20 @@ from typing import Literal
 from torch import Tensor
 
 from bouton.mechanism import Mechanism, register
+from bouton.mechanisms.sizes import sizes
 from bouton.sites import Rewiring, Synapses
 
 
 def weak_synapses(synapses: Synapses, d_re: float) -> Tensor:
     """Draw which synapses of ``synapses.weight`` are replaced: a mask ``[node, fan-in...]``."""
-    size = synapses.weight.abs()
-    if not size.numel():
-        return size > 0
-    threshold = synapses.normal().abs() * (size.amax() / d_re)
-    return size < threshold
+    threshold = synapses.normal().abs() * (_largest(synapses.weight) / d_re)
+    return synapses.weight.abs() < threshold
+
+
+def _largest(weight: Tensor) -> Tensor:
+    """``w_max`` over the finite weights."""
+    size = sizes(weight)
+    return size.amax() if size.numel() else size.sum()
 
 
 @register(
@@ -33,9 +37,9 @@ class SpineRemodeling(Mechanism):
     .. math:: |w| < t, \quad t = |N(0, w_{\max} / d_{re})| \;\Rightarrow\;
        w \sim U[-1/\sqrt{n}, 1/\sqrt{n}]
 
-    with one threshold ``t`` per synapse, ``w_max = max |W|`` of the layer and ``n`` its fan-in. A weight
-    ``w`` is replaced with probability ``1 - erf(|w| d_re / (w_max sqrt(2)))``. All other weights keep
-    their bits.
+    with one threshold ``t`` per synapse, ``w_max = max |W|`` over the finite weights of the layer and ``n``
+    its fan-in. A weight ``w`` is replaced with probability ``1 - erf(|w| d_re / (w_max sqrt(2)))``. All
+    other weights keep their bits, and so do those that are infinite or not a number.
 
     Args:
         every: optimizer steps between two events; ``handle.remodel()`` triggers one by hand.
@@ -93,7 +97,7 @@ class SpineRemodeling(Mechanism):
 
     def rule(self, synapses: Synapses) -> Rewiring:
         changed = weak_synapses(synapses, self.d_re)
-        bound: float | Tensor = max(synapses.fan_in, 1) ** -0.5
-        if self.redraw == "published" and synapses.weight.numel():
-            bound = synapses.weight.abs().amax()
-        return Rewiring(changed, synapses.uniform(-bound, bound))
+        published = self.redraw == "published"
+        bound = _largest(synapses.weight) if published else max(synapses.fan_in, 1) ** -0.5
+        # not U[-bound, bound], whose width of 2 * bound may be infinite
+        return Rewiring(changed, bound * synapses.uniform(-1, 1))

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from bouton.mechanism import Mechanism, register
+from bouton.mechanisms.sizes import sizes
 from bouton.sites import Synapses
 
 
 def volumes(weight: Tensor) -> Tensor:
     """The volume ``v = |w| / (|w| + 1)`` of every synapse, in the shape of ``weight``."""
-    size = weight.abs()
+    size = sizes(weight)
     return size / (size + 1)
 
 
@@ -30,7 +31,7 @@ class VolumePlasticity(Mechanism):
     .. math:: v = \frac{|w|}{|w| + 1}, \qquad m = b\, e^{-s v}, \qquad r = |N(m, \sigma m)|
 
     The rates ``r`` have the shape of the weight and no unit. With ``normalize`` the base ``b`` is chosen so
-    that the mean of ``m`` over the layer is 1.
+    that the mean of ``m`` over the layer is 1. A weight that is infinite or not a number counts as 0.
 
     Args:
         stability: ``s``, how much slower large synapses are.
