@@ -25,9 +25,10 @@ _UNSEEN = (
     "evaluation mode, or use loss.backward()"
 )
 _REPLACED = (
-    "{} scales the gradient of the parameter, and another tensor stands in for it in this forward pass, as "
-    "by torch.func.functional_call: its gradient would be plain. Use scope='update' where there is one, or "
-    "torch.no_grad() if no gradient is needed, or handle.paused()"
+    "{} scales the gradient of the parameter, and another tensor stands in for it in this forward pass, "
+    "whose gradient would be plain. Under torch.func.functional_call, use scope='update' where there is one, "
+    "or torch.no_grad() if no gradient is needed, or handle.paused(); with fully_shard, call bouton.attach "
+    "after it, on the whole model"
 )
 
 

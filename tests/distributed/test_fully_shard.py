@@ -8,15 +8,18 @@ from parallel_texts import TOLD
 
 _FLAT = "is sharded by FullyShardedDataParallel.*use torch.distributed.fsdp.fully_shard instead"
 _OTHER = "0.weight is another parameter.*sharded by fully_shard.*then call bouton.attach"
+_STAND_IN = (
+    "0.weight scales the gradient.*with fully_shard, call bouton.attach after it, on the whole model"
+)
 WORDS = {
     "fsdp1": f"the model {_FLAT}",
     "fsdp1 inside": f"weight {_FLAT}",
     "fsdp1 after": f"weight {_FLAT}",
     "sharded after, update": _OTHER,
-    "sharded after, gradient": _OTHER,
+    "sharded after, gradient": _STAND_IN,
     "sharded after, structure": _OTHER,
     "optimizer before": "weights that the optimizer does not hold: 0.weight, 1.weight; build the optimizer",
-    "part of the model": "the gradient of 0.weight.*was not scaled; call bouton.attach on the whole model",
+    "part of the model": _STAND_IN,
     "activity of gradients": "their rates would differ; use scope='update'",
 }
 
