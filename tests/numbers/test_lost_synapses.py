@@ -16,7 +16,7 @@ from bouton.mechanisms.grapes import presynaptic_responsibility, responsibility
 from bouton.sites import RandomStream, Synapses
 
 LOST = (math.nan, math.inf, -math.inf)
-LARGE_RATES = {name: m for name, m in ON_STEPS.items() if not isinstance(m, bouton.Grapes)}
+BY_SYNAPSE = {name: m for name, m in ON_STEPS.items() if not isinstance(m, bouton.Grapes)}
 
 
 def returned(mechanism, weight, gradient, prepared):
@@ -29,7 +29,7 @@ def returned(mechanism, weight, gradient, prepared):
     return given if isinstance(given, tuple) else (given,)
 
 
-@pytest.mark.parametrize("mechanism", LARGE_RATES.values(), ids=LARGE_RATES)
+@pytest.mark.parametrize("mechanism", BY_SYNAPSE.values(), ids=BY_SYNAPSE)
 @given(
     dtype=st.sampled_from(DTYPES),
     lost=st.lists(st.sampled_from([1.0, 1.0, *LOST]), min_size=12, max_size=12),
