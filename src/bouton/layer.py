@@ -26,7 +26,7 @@ _UNSEEN = (
 )
 _REPLACED = (
     "{} scales the gradient of the parameter, and another tensor stands in for it in this forward pass, "
-    "whose gradient would be plain. Under torch.func.functional_call, use scope='update' where there is one, "
+    "whose gradient would be plain. Under torch.func.functional_call, use scope='update' if there is one, "
     "or torch.no_grad() if no gradient is needed, or handle.paused(); with fully_shard, call bouton.attach "
     "after it, on the whole model"
 )

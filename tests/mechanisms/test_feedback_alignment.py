@@ -498,7 +498,8 @@ def test_uniform_feedback_is_drawn_from_the_fan_in_range_by_the_seed(kind):
         model = nn.Sequential(nn.Linear(9, 64), nn.Tanh(), nn.Linear(64, 50))
         handle = bouton.attach(model, None, [bouton.FeedbackAlignment(kind=kind)], seed=seed)
         gradients(model, torch.randn(4, 9))
-        return handle.state_dict()["claims"]["FeedbackAlignment/2.weight"]["tensors"][0]["feedback"]
+        saved = handle.state_dict()["claims"]["FeedbackAlignment/2.weight"]
+        return {**saved["tensors"][0], **dict(saved["made"][0])}["feedback"]
 
     feedback = drawn(0)
     assert feedback.shape == (50, 64)

@@ -300,13 +300,6 @@ def test_activity_is_seen_without_another_forward_pass(monkeypatch):
     assert state(handle, "0.weight")["active"].sum() > 0
 
 
-def test_processes_that_train_together_do_not_count_activity_apart(monkeypatch):
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    attached(nn.Linear(5, 4), distribution="weight")
-    with pytest.raises(ValueError, match="each process would count the activity in its own batches"):
-        attached(nn.Linear(5, 4), distribution="activity")
-
-
 def change(optimizer, scope):
     """Relative change of one learned update by diversity at nu = 0.49."""
     updates = []
