@@ -110,7 +110,7 @@ def test_rates_multiply():
     both, product = sgd(model), sgd(other)
     bouton.attach(model, both, [Slow(factor=0.5), bouton.PlasticityDiversity(distribution="gamma")], seed=3)
     drawn = bouton.attach(other, product, [bouton.PlasticityDiversity(distribution="gamma")], seed=3)
-    for state in (claim.states[0] for _, claim in drawn._claims):
+    for state in (claim.memory.states[0] for _, claim in drawn._claims):
         state["rate"] *= 0.5
     for ours, expected in zip(train(model, both), train(other, product), strict=True):
         torch.testing.assert_close(ours, expected)

@@ -146,7 +146,7 @@ def test_the_state_moves_to_the_weights_device_before_a_skipped_step():
     ((_, claim),) = handle._claims
     weight = layer.weight.detach().to("meta")  # a second device that every machine has
     rate = claim.rate(weight, weight, skipped=torch.zeros((), device="meta"))
-    assert rate.device == claim.states[0]["rate"].device == weight.device
+    assert rate.device == claim.memory.states[0]["rate"].device == weight.device
 
 
 def test_weights_that_lead_into_the_same_nodes_are_copied_once(monkeypatch):

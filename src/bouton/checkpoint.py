@@ -31,7 +31,7 @@ class State:
 
     def save(self) -> dict[str, Any]:
         """Plain numbers, strings and tensors."""
-        claims = {claim.key: claim.state_dict() for _, claim in self._claims}
+        claims = {claim.key: claim.memory.save() for _, claim in self._claims}
         return {"mechanisms": self._mechanisms, "seed": self._seed, "claims": claims}
 
     def load(self, state: Mapping[str, Any], apart: bool = False) -> None:
@@ -42,7 +42,7 @@ class State:
         """
         self.check(state)
         for _, claim in self._claims:
-            claim.load_state_dict(state["claims"][claim.key])
+            claim.memory.load(state["claims"][claim.key])
         self._apart = self._steps() if apart else None
 
     @property
@@ -51,7 +51,7 @@ class State:
         return self._apart == self._steps()
 
     def _steps(self) -> list[int]:
-        return [claim.step for _, claim in self._claims]
+        return [claim.memory.step for _, claim in self._claims]
 
     def reset(self) -> None:
         """Start fresh from the weights as they are now, with the draws of ``attach``."""
@@ -84,7 +84,7 @@ class State:
         if parts:
             raise ValueError(f"this state is of another model: {'; '.join(parts)}")
         for key, claim in own.items():
-            claim.check_fits(state["claims"][key])
+            claim.memory.check_fits(state["claims"][key])
 
 
 class CheckpointHook(OptimizerHook):

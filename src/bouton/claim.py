@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -12,8 +12,9 @@ from torch import Tensor
 
 from bouton.layer_types import Layout
 from bouton.mechanism import Mechanism
+from bouton.memory import Memory
 from bouton.passage import Passage
-from bouton.shards import all_hold_a_part, is_spread, mixing, spread, whole
+from bouton.shards import all_hold_a_part, is_spread, mixing, whole
 from bouton.sites import (
     BackwardWiringRule,
     ErrorRule,
@@ -24,12 +25,7 @@ from bouton.sites import (
     Synapses,
     WiringRule,
 )
-from bouton.skipped import Counts, Verdict
 from bouton.synapse import SynapseGroup
-
-
-def _none() -> Tensor:
-    return torch.zeros((), dtype=torch.int64)
 
 
 @dataclass
@@ -43,29 +39,23 @@ class Claim:
     mechanism: Mechanism
     name: str
     layout: Layout
-    stream: RandomStream
-    depth: float = 0.0
-    shape: tuple[int, ...] = ()  # of the weight
-    states: list[dict[str, Tensor]] = field(default_factory=list)  # one for each block of the weight
-    prepared: frozenset[str] = frozenset()  # the names of what the mechanism made at attach
-    step: int = 0
-    events: int = 0
-    changed: Tensor = field(default_factory=_none)  # structure: synapses changed, on the weight's device
+    depth: float
+    memory: Memory
     sample: tuple[Tensor, Tensor] | None = None  # backward wiring: errors at the output, and sent down
-    doubt: tuple[Verdict, Counts] | None = None  # the last step, if it may have been none
 
     @property
     def key(self) -> str:
         """This claim's name in a state dict."""
-        return f"{type(self.mechanism).__name__}/{self.name}"
+        return self.memory.key
 
     @classmethod
     def of(cls, mechanism: Mechanism, group: SynapseGroup, seed: int) -> Claim:
         """The claim of ``mechanism`` on ``group``, with the state that the mechanism needs there."""
         mechanism = copy.copy(mechanism)
         object.__setattr__(mechanism, "where", None)  # may be a lambda, which does not pickle
-        stream = RandomStream(seed, f"{type(mechanism).__name__}/{group.name}")
-        claim = cls(mechanism, group.name, group.layout, stream, group.depth, tuple(group.weight.shape))
+        key = f"{type(mechanism).__name__}/{group.name}"
+        memory = Memory(key, tuple(group.weight.shape), RandomStream(seed, key))
+        claim = cls(mechanism, group.name, group.layout, group.depth, memory)
         claim.reset(group)
         return claim
 
@@ -73,32 +63,16 @@ class Claim:
     @mixing()
     def reset(self, group: SynapseGroup) -> None:
         """Start afresh on a weight as it is now."""
-        self.step = self.events = self.stream.count = 0
-        self.states, self.changed, self.sample, self.doubt = [], _none(), None, None
-        self.states = [
+        self.memory.clear()
+        self.sample = None
+        self.memory.states = [
             # no view of the weight
             {name: tensor.clone() for name, tensor in self.mechanism.prepare(synapses).items()}
             for synapses in self._blocks(*self._shown(group.effective(), None, group.beside()))
         ]
-        self.prepared = frozenset().union(*self.states)
-
-    @property
-    def counts(self) -> Counts:
-        """What the host counts."""
-        return Counts(self.step, self.events, self.stream.count)
-
-    def settle(self) -> None:
-        """Take the counts of the last step back if that was skipped, once this is known."""
-        if self.doubt is None:
-            return
-        (verdict, counts), self.doubt = self.doubt, None
-        if verdict.skipped:
-            self.step -= counts.steps
-            self.events -= counts.events
-            self.stream.count -= counts.draws
+        self.memory.prepared = frozenset().union(*self.memory.states)
 
     def __getstate__(self) -> dict[str, Any]:
-        self.settle()
         return {**self.__dict__, "sample": None}  # errors of training data have no place in a saved model
 
     def transform(self, weight: Tensor, output: Tensor) -> Tensor:
@@ -140,9 +114,9 @@ class Claim:
         Where ``skipped`` is not zero the step was none, and the mechanism's state stays. ``alone``: other
         processes do not ask for their rates now.
         """
-        self.settle()
+        self.memory.settle()
         rates, blocks = [], self._blocks(*self._shown(weight, gradient, companions), alone=alone)
-        before = [dict(state) for state in self.states]  # on the weight's device by now
+        before = [dict(state) for state in self.memory.states]  # on the weight's device by now
         for synapses in blocks:
             rate = cast(RateRule, self.mechanism).rule(synapses)
             shape = synapses.weight.shape
@@ -151,7 +125,7 @@ class Claim:
                 rate = rate.reshape(-1, *[1] * (len(shape) - 1)).expand(shape)
             rates.append(rate.to(weight.dtype))
         if skipped is not None:
-            for state, old in zip(self.states, before, strict=True):
+            for state, old in zip(self.memory.states, before, strict=True):
                 state |= {name: torch.where(skipped == 0, state[name], old[name]) for name in old}
         return self.layout.join(rates)
 
@@ -159,7 +133,7 @@ class Claim:
         self, weight: Tensor, gradient: Tensor | None, companions: Sequence[Tensor] = ()
     ) -> Rewiring:
         """The outcome of a structure rule, in the shape of ``weight`` as torch stores it."""
-        self.settle()
+        self.memory.settle()
         changed, values = [], []
         for synapses in self._blocks(*self._shown(weight, gradient, companions), alone=False):
             returned = cast(StructureRule, self.mechanism).rule(synapses)
@@ -174,55 +148,6 @@ class Claim:
             changed.append(returned[0])
             values.append(returned[1].to(weight.dtype))
         return Rewiring(self.layout.join(changed), self.layout.join(values))
-
-    def count(self, changed: Tensor) -> None:
-        """Add an event that changed these synapses to the turnover, without waiting for the device."""
-        self.events += 1
-        number = whole(changed.sum())
-        self.changed = self.changed.to(number.device) + number
-
-    def state_dict(self) -> dict[str, Any]:
-        """All that must be kept to go on exactly."""
-        self.settle()
-        # What a rule made since is in tuples, which torch.distributed.checkpoint loads whole. Of tensors in
-        # dicts it loads only those that the state it loads into has already.
-        tensors = [{name: state[name].clone() for name in sorted(self.prepared)} for state in self.states]
-        made = tuple(
-            tuple((name, whole(state[name]).clone()) for name in sorted(state.keys() - self.prepared))
-            for state in self.states
-        )
-        numbers = {"step": self.step, "events": self.events, "draws": self.stream.count}
-        shape, changed = list(self.shape), self.changed.clone()
-        return {"shape": shape, **numbers, "changed": changed, "tensors": tensors, "made": made}
-
-    def check_fits(self, values: dict[str, Any]) -> None:
-        """Refuse what is no state of this claim."""
-        if missing := _STATE - values.keys():
-            raise ValueError(f"the state of {self.key} lacks {', '.join(sorted(missing))}")
-        if list(values["shape"]) != list(self.shape):
-            raise ValueError(
-                f"the state of {self.key} is of a weight {list(values['shape'])}, and this model's is "
-                f"{list(self.shape)}; load it into the model that it was saved of"
-            )
-        found, expected = [_shapes(state) for state in _joined(values)], [_shapes(s) for s in self.states]
-        # on either side, a rule may have made further tensors since
-        if len(found) != len(expected) or any(
-            not self.prepared <= f.keys() or f | e != e | f for f, e in zip(found, expected, strict=True)
-        ):
-            raise ValueError(
-                f"the state of {self.key} does not fit: it holds {found}, and this model needs {expected}"
-            )
-
-    def load_state_dict(self, values: dict[str, Any]) -> None:
-        """Take over what :meth:`state_dict` gave."""
-        self.states = [
-            # spread over processes as here, however it was where the state was saved
-            {name: spread(tensor, own.get(name, tensor)).clone() for name, tensor in state.items()}
-            for state, own in zip(_joined(values), self.states, strict=True)
-        ]
-        self.step, self.events = values["step"], values["events"]
-        self.stream.count, self.doubt = values["draws"], None
-        self.changed = values["changed"].clone()
 
     def _shown(
         self, weight: Tensor, gradient: Tensor | None, companions: Sequence[Tensor]
@@ -257,9 +182,10 @@ class Claim:
             )
         gradients = [None] * len(weights) if gradient is None else view(gradient.detach())
         beside = [view(companion.detach()) for companion in companions]
-        if not self.states:
-            self.states = [{} for _ in weights]
-        for state in self.states:
+        memory = self.memory
+        if not memory.states:
+            memory.states = [{} for _ in weights]
+        for state in memory.states:
             for name, tensor in state.items():
                 if tensor.device != weight.device:  # the model was moved since
                     state[name] = tensor.to(weight.device)
@@ -268,15 +194,15 @@ class Claim:
                 weight=weights[block],
                 gradient=gradients[block],
                 state=state,
-                step=self.step,
+                step=memory.step,
                 axis=self.layout.output_axis,
-                stream=self.stream,
+                stream=memory.stream,
                 companions=tuple(views[block] for views in beside),
                 depth=self.depth,
                 name=self.name,
                 alone=alone,
             )
-            for block, state in enumerate(self.states)
+            for block, state in enumerate(memory.states)
         ]
 
     def _units(self, tensor: Tensor) -> tuple[Tensor]:
@@ -296,20 +222,6 @@ class Claim:
             f"the {self.mechanism.site} rule of {type(self.mechanism).__name__} returned {found} for "
             f"{self.name}; expected a {dtype or 'floating point'} tensor of shape {shapes}"
         )
-
-
-_STATE = {"shape", "step", "events", "draws", "changed", "tensors", "made"}
-
-
-def _joined(values: dict[str, Any]) -> list[dict[str, Tensor]]:
-    """The tensors of each block: those made at attach, and those made since."""
-    return [
-        {**tensors, **dict(made)} for tensors, made in zip(values["tensors"], values["made"], strict=True)
-    ]
-
-
-def _shapes(state: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
 Claims = Sequence[tuple[SynapseGroup, Claim]]

@@ -17,13 +17,13 @@ from bouton.synapse import SynapseGroup
 @mixing()
 def stats_of(claim: Claim, group: SynapseGroup) -> dict[str, float]:
     """The numbers of one claim (:meth:`bouton.Attachment.stats`); its state and draws stay as they are."""
-    claim.settle()
+    claim.memory.settle()
     site = claim.mechanism.site
     if site == "structure":
-        turned = float(claim.changed)
-        share = turned / (claim.events * group.weight.numel()) if turned else 0.0
-        numbers = {"turnover": share, "changed": turned, "events": float(claim.events)}
-        return {**numbers, "steps": float(claim.step)}
+        turned = float(claim.memory.changed)
+        share = turned / (claim.memory.events * group.weight.numel()) if turned else 0.0
+        numbers = {"turnover": share, "changed": turned, "events": float(claim.memory.events)}
+        return {**numbers, "steps": float(claim.memory.step)}
     if site == "wiring":
         angle = math.nan if claim.sample is None else alignment_angle(group, *claim.sample)
         return {} if math.isnan(angle) else {"angle": angle}
@@ -34,7 +34,7 @@ def stats_of(claim: Claim, group: SynapseGroup) -> dict[str, float]:
         factor = probe.error_factor(whole(weight), [whole(companion) for companion in companions])
     else:
         # A rule with a state has seen this gradient already, and would go one step further.
-        gradient = None if any(claim.states) else group.weight.grad
+        gradient = None if any(claim.memory.states) else group.weight.grad
         factor = probe.rate(weight, gradient, companions)
     factor = whole(factor).double()
     numbers = {
@@ -43,4 +43,4 @@ def stats_of(claim: Claim, group: SynapseGroup) -> dict[str, float]:
         "min": factor.amin().item(),
         "max": factor.amax().item(),
     }
-    return numbers | ({"steps": float(claim.step)} if site == "rate" else {})
+    return numbers | ({"steps": float(claim.memory.step)} if site == "rate" else {})

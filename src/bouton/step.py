@@ -138,9 +138,9 @@ class StepHook:
         skipped = getattr(optimizer, "found_inf", None)
         before_step = []
         for _, claim in self._claims:
-            claim.settle()
-            before_step.append(claim.counts)
-            claim.step += 1
+            claim.memory.settle()
+            before_step.append(claim.memory.counts)
+            claim.memory.step += 1
         for group, claims in self._rates.items():
             before, weight = self._before.pop(group), group.weight
             rates = [
@@ -152,12 +152,12 @@ class StepHook:
             torch.lerp(local(before.stored), local(weight), rate, out=local(weight))
         for group, claims in self._structures.items():
             for claim in _in_order(claims):
-                if claim.step % claim.mechanism.every == 0 and group.weight.grad is not None:
+                if claim.memory.step % claim.mechanism.every == 0 and group.weight.grad is not None:
                     self._rewire(group, claim)
         if skipped is not None:
             verdict = Verdict(skipped)
             for (_, claim), counts in zip(self._claims, before_step, strict=True):
-                claim.doubt = (verdict, claim.counts.since(counts))
+                claim.memory.doubt = (verdict, claim.memory.counts.since(counts))
 
     def _scale_gradient(self, group: SynapseGroup, gradient: Tensor) -> Tensor:
         self._unscaled.discard(group)
@@ -179,7 +179,7 @@ class StepHook:
             changed = changed & ~spread(spared, weight)
         if (skipped := getattr(optimizer, "found_inf", None)) is not None:
             changed = changed & (skipped == 0)
-        claim.count(changed)
+        claim.memory.count(changed)
         torch.where(local(changed), local(values), local(weight), out=local(weight))
         if optimizer and claim.mechanism.reset_moments:
             reset_moments(optimizer, weight, changed, self._fresh[group])

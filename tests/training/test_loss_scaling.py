@@ -131,7 +131,9 @@ def test_a_copy_and_a_count_taken_right_after_a_skipped_step():
         scaler.step(optimizer)
         scaler.update()
         *_, other = copy.deepcopy((model, optimizer, handle))
-        assert all(claim.doubt is None for _, claim in other._claims)  # an event on a device has no copy
+        assert all(
+            claim.memory.doubt is None for _, claim in other._claims
+        )  # an event on a device has no copy
         assert other.stats()["SpineRemodeling"]["0.weight"]["events"] == 1
     assert handle.stats()["SpineRemodeling"]["0.weight"]["steps"] == 1
     handle.remodel()  # the draw that the skipped step made is made again
