@@ -80,7 +80,7 @@ class Fork:
         logs.mkdir(exist_ok=True)
         self._logs = [logs / f"{len(list(logs.iterdir()))}-{name}" for name in ("out", "err")]
         typed = [str(argument) for argument in arguments]
-        self._process = _context.Process(target=_main, args=(typed, *self._logs, fault))
+        self._process = _context.Process(target=_main, args=(typed, *self._logs, fault), daemon=True)
         self._process.start()
 
     @property
@@ -101,7 +101,7 @@ def fork(arguments: Sequence[object], logs: Path, fault: Fault | None = None) ->
     return Fork(arguments, logs, fault).end()
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
+def wait_until(condition: Callable[[], object]) -> None:
     deadline = time.monotonic() + LIMIT
     while not condition():
         assert time.monotonic() < deadline, "it does not happen"

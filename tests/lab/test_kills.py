@@ -92,9 +92,15 @@ def test_leftovers_of_killed_processes_are_removed_after_a_while(tmp_path):
 
 def test_the_claim_of_a_killed_process_is_free(tmp_path):
     endless = define(data="digits", samples=64, mechanisms=["Grapes"], epochs=100_000, seeds=1)
-    store, config = RunStore(tmp_path), endless.config(endless.arms[0], 0)
+    configs, store = [endless.config(arm, 0) for arm in endless.arms], RunStore(tmp_path)
+
+    def claimed():  # looks only where there is a lock: to look means to take it for a moment, if it is free
+        locked = [config for config in configs if (store.directory / f".lock-{config.key}").exists()]
+        return [config for config in locked if not is_free(store, config)]
+
     sweep = Fork([*SMALL[:-1], "100000", "--seeds", "1", "--out", tmp_path], tmp_path / "logs")
-    wait_until(lambda: not is_free(store, config))
+    wait_until(claimed)
+    (config,) = claimed()
     sweep.send(signal.SIGKILL)
     assert sweep.end().code == -signal.SIGKILL
     assert is_free(store, config)

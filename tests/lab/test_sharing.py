@@ -72,6 +72,21 @@ def test_a_run_that_another_process_gives_up_is_made(tmp_path):
     assert store.load(first).status == "finished"
 
 
+def test_a_run_made_between_the_look_and_the_claim_is_not_made_again(tmp_path, quiet, monkeypatch):
+    comparison, (first, *_) = of_three_runs()
+    result, claim = train(first), RunStore.claim
+
+    def claim_late(store, config):
+        if config == first:
+            store.save(first, result)  # by another process
+        return claim(store, config)
+
+    monkeypatch.setattr(RunStore, "claim", claim_late)
+    carry_out(comparison, tmp_path, console=quiet)
+    made, found = lines(quiet.file.getvalue())
+    assert len(made) == 2 and len(found) == 1 and RunStore(tmp_path).load(first) == result
+
+
 def test_of_two_different_comparisons_at_once_one_is_refused(tmp_path):
     folder = tmp_path / "out"
     processes = [
