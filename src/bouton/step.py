@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Mapping
 from functools import partial, reduce
-from types import FrameType
 from typing import Any
 
 import torch
@@ -13,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from bouton.callers import is_rehearsal, is_within_step
 from bouton.claim import Claim, Claims, claims_at
 from bouton.compiled import keep_out_of_graphs
 from bouton.moments import fresh_moments, reset_moments
@@ -116,11 +115,11 @@ class StepHook:
     def _before_step(self, optimizer: Optimizer, *arguments: Any) -> None:
         # torch hooks the step of every class: where a subclass calls super().step(), hooks run twice.
         # A depth left over from a step that raised is told from that by a look at the stack.
-        if self._depth and _steps_within_step(optimizer):
+        if self._depth and is_within_step(optimizer):
             self._depth += 1
             return
         self._depth = 1
-        self._rehearsed = _is_rehearsal()
+        self._rehearsed = is_rehearsal()
         if self._acts:
             for group in self._weights():
                 _check_same_weight(group)
@@ -219,24 +218,3 @@ def _check_same_weight(group: SynapseGroup) -> None:
 
 def _in_order(claims: list[Claim]) -> list[Claim]:
     return sorted(claims, key=lambda claim: claim.mechanism.last)
-
-
-def _is_rehearsal() -> bool:
-    """Whether torch's checkpoint helpers make this step, with zero gradients, for an optimizer's state."""
-    helpers = sys.modules.get("torch.distributed.checkpoint.state_dict")
-    if helpers is None:
-        return False
-    frame: FrameType | None = sys._getframe()
-    while frame and frame.f_code is not helpers._init_optim_state.__code__:
-        frame = frame.f_back
-    return frame is not None
-
-
-def _steps_within_step(optimizer: Optimizer) -> bool:
-    """Whether the step whose hooks run now was called from within a step of the same optimizer."""
-    steps, frame = 0, sys._getframe()
-    while frame.f_back:
-        frame = frame.f_back
-        # torch.optim.Optimizer.profile_hook_step.<locals>.wrapper, which runs the hooks around a step
-        steps += frame.f_code.co_name == "wrapper" and frame.f_locals.get("self") is optimizer
-    return steps > 1

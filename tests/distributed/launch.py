@@ -47,7 +47,6 @@ def torchrun(size, script, *arguments, seconds=400):
         text=True,
         timeout=seconds,
         env=environment,
-        cwd=FOLDER,
     )
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"[-6000:]
     return done
