@@ -77,7 +77,10 @@ def feedback_of(mechanism, handle):
     if not isinstance(mechanism, bouton.FeedbackAlignment):
         return {}
     claims = handle.state_dict()["claims"]
-    tensors = {key.split("/")[1]: claim["tensors"][0] for key, claim in claims.items()}
+    tensors = {
+        key.split("/")[1]: {**claim["tensors"][0], **dict(claim["made"][0])}
+        for key, claim in claims.items()
+    }
     return {name: own["feedback"] for name, own in tensors.items() if "feedback" in own}
 
 

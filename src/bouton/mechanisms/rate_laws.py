@@ -121,7 +121,7 @@ def _follow_weight(synapses: Synapses, settings: Settings) -> Tensor:
 
 def _deviation_and_activity(synapses: Synapses, settings: Settings) -> dict[str, Tensor]:
     nodes = torch.zeros(len(synapses.weight), dtype=torch.int64, device=synapses.weight.device)
-    return {**_deviation(synapses, settings), "active": nodes, "recent": nodes}
+    return {**_deviation(synapses, settings), "active": nodes, "recent": nodes.clone()}
 
 
 def _count_active(synapses: Synapses, output: Tensor) -> None:
