@@ -47,6 +47,8 @@ def nothing_compiled():
 
 # torch compiles some forward-mode formulas by a script that it has deprecated itself
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated:DeprecationWarning")
+# and its compiler makes an object of every function of autograd that it meets
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @pytest.mark.parametrize("way", [per_sample, of_a_mapped_loss, forward_mode])
 @pytest.mark.parametrize("name", NAMES)
 def test_as_in_eager_mode(name, way):
