@@ -16,12 +16,15 @@ _FORWARD = (
     "hessian, dual tensors) has none; use reverse mode (grad, vjp, jacrev), or handle.paused() for the "
     "plain derivative"
 )
+_COMPILED = (
+    "{} modulates no error inside a graph that has torch.func's transforms in it; compile without "
+    "fullgraph=True, or take the derivatives outside of what is compiled"
+)
 
 
 def transforming() -> bool:
     """Whether a torch.func transform (grad, vmap, jvp, ...) is at work."""
-    # a graph of torch.compile is made with its transforms inside
-    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+    return torch._C._are_functorch_transforms_active()
 
 
 def refuse_forward_mode(tensor: Tensor, name: str) -> None:
@@ -55,11 +58,14 @@ def modulate(output: Tensor, factor: Tensor, switch: Switch, name: str) -> Tenso
 
     ``output`` awaits an error, and ``name`` is that of what modulates it.
     """
+    if transforming():
+        if torch.compiler.is_compiling():
+            raise ValueError(
+                _COMPILED.format(name)
+            )  # with fullgraph=True; otherwise torch runs it uncompiled
+        return cast(Tensor, _Modulated.apply(output, factor, switch, name))  # type: ignore[no-untyped-call]
     if torch.compiler.is_compiling():
         return cast(Tensor, _ModulatedInGraph.apply(output, factor))  # type: ignore[no-untyped-call]
-    if transforming():
-        modulated: Tensor = _Modulated.apply(output, factor, switch, name)  # type: ignore[no-untyped-call]
-        return modulated
     output.register_hook(_Modulate(factor, switch))
     return output
 

@@ -168,6 +168,18 @@ def test_per_sample_gradients_in_other_nets(net):
             torch.testing.assert_close(found[name], parameter.grad, rtol=1e-9, atol=1e-12)
 
 
+def test_a_pause_reaches_what_was_made_before():
+    model, _, handle = attached(bouton.Grapes())
+    plain, _, own = attached(bouton.Grapes())
+    own.detach()
+    parameters, (x, y) = others(model), batch(0)
+    loss, pull = vjp(lambda p: loss_with(model, p, x, y), parameters)
+    with handle.paused():
+        found = pull(torch.ones_like(loss))[0]
+    oracle = by_grad(plain, parameters, x, y)
+    assert all(torch.equal(found[name], gradient) for name, gradient in oracle.items())
+
+
 def test_an_ensemble_has_factors_for_each_model():
     models = []
     for seed in range(3):
