@@ -125,7 +125,7 @@ class Attachment:
         if optimizer is not None:
             frozen = dict.fromkeys(d.group for d in decisions if d.reason == FROZEN)
             self._hooks = [CheckpointHook(optimizer, self._state), ThawWatch(optimizer, list(frozen))]
-        hook_layers(self._claims, self._switch)
+        hook_layers(self._claims, self._switch, sources)
         mark_layers(self._claims, self)
 
     @property

@@ -42,8 +42,12 @@ def fsdp1_after():
 def sharded_after(*mechanisms):
     model, optimizer, _ = start(alone, "mlp", "sgd", list(mechanisms))
     fully_shard(model)
-    loss_of(model, 0, 0, 1).backward()
-    return words(optimizer.step)
+
+    def step():
+        loss_of(model, 0, 0, 1).backward()
+        optimizer.step()
+
+    return words(step)
 
 
 def optimizer_before():
@@ -58,8 +62,7 @@ def part_of_the_model():
     fully_shard(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     bouton.attach(model[0], optimizer, [bouton.PlasticityDiversity(scope="gradient")])
-    model(torch.ones(1, 4)).sum().backward()
-    return words(optimizer.step)
+    return words(lambda: model(torch.ones(1, 4)))
 
 
 def activity_of_gradients():

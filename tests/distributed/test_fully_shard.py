@@ -13,10 +13,10 @@ WORDS = {
     "fsdp1 inside": f"weight {_FLAT}",
     "fsdp1 after": f"weight {_FLAT}",
     "sharded after, update": _OTHER,
-    "sharded after, gradient": _OTHER,
+    "sharded after, gradient": "0.weight scales the gradient.*fully_shard, call bouton.attach after it",
     "sharded after, structure": _OTHER,
     "optimizer before": "weights that the optimizer does not hold: 0.weight, 1.weight; build the optimizer",
-    "part of the model": "the gradient of 0.weight.*was not scaled; call bouton.attach on the whole model",
+    "part of the model": "0.weight scales the gradient.*fully_shard.*on the whole model",
     "activity of gradients": "their rates would differ; use scope='update'",
 }
 
