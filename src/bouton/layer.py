@@ -25,10 +25,10 @@ _UNSEEN = (
     "evaluation mode, or use loss.backward()"
 )
 _REPLACED = (
-    "{} scales the gradient of the parameter, and another tensor stands in for it in this forward pass, "
-    "whose gradient would be plain. Under torch.func.functional_call, use scope='update' if there is one, "
-    "or torch.no_grad() if no gradient is needed, or handle.paused(); with fully_shard, call bouton.attach "
-    "after it, on the whole model"
+    "{} scales the gradient of the parameter, and another tensor stands in for it in this forward pass, as "
+    "by torch.func.functional_call: its gradient would be plain. Use scope='update' where there is one, or "
+    "torch.no_grad() if no gradient is needed, or handle.paused(). With fully_shard, call bouton.attach "
+    "after it, and on the whole model"
 )
 
 
@@ -103,7 +103,7 @@ class LayerHook(Unscripted):
 class Guard:
     """Forward pre-hook where gradients are scaled: at the parameter, and at no stand-in for it."""
 
-    weights: tuple[Tensor, ...]  # the parameter, and what fully_shard puts in its place
+    source: Tensor  # whose gradient is scaled
     stored: str
     name: str
     switch: Switch
@@ -115,20 +115,20 @@ class Guard:
             ValueError: it would.
         """
         held = stored_parameter(module, self.stored)
-        if held is None or any(held is weight for weight in self.weights):
+        if held is None or held is self.source or not self.switch.on or not torch.is_grad_enabled():
             return
-        if self.switch.on and torch.is_grad_enabled() and (held.requires_grad or transforming()):
+        if held.requires_grad or transforming():
             raise ValueError(_REPLACED.format(self.name))
 
 
 def hook_layers(claims: Claims, switch: Switch, sources: Mapping[nn.Parameter, Tensor]) -> None:
-    """Hook the layers of all claims that need a layer's output; ``sources`` as the step has them."""
+    """Hook the layers of all claims that need a layer's output."""
     shared = Pass()
     direct = [group for group, claim in claims if claim.mechanism.direct]
     leader = next((group for group in direct if group.readout), None)
     for group, claims_of_group in claims_at(claims, "rate", scope="gradient").items():
-        weights = (group.weight, *([sources[group.weight]] if group.weight in sources else []))
-        guard = Guard(weights, group.stored, claims_of_group[0].key, switch)
+        source = sources.get(group.weight, group.weight)
+        guard = Guard(source, group.stored, claims_of_group[0].key, switch)
         for layer in dict.fromkeys(group.layers):
             layer.register_forward_pre_hook(guard)
     for group in dict.fromkeys(group for group, _ in claims):

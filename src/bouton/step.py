@@ -15,7 +15,7 @@ from bouton.callers import is_rehearsal, is_within_step
 from bouton.claim import Claim, Claims, claims_at
 from bouton.compiled import keep_out_of_graphs
 from bouton.moments import fresh_moments, reset_moments
-from bouton.shards import is_spread, local, mixing, refuse_part_of_flat, spread
+from bouton.shards import local, mixing, refuse_part_of_flat, spread
 from bouton.skipped import Verdict
 from bouton.snapshot import Snapshot, take_snapshots
 from bouton.stored import read_weight
@@ -23,10 +23,6 @@ from bouton.switch import Switch
 from bouton.synapse import SynapseGroup
 
 _IN_NO_GRAPH = "bouton acts around an optimizer's step; compile the step without fullgraph=True"
-_UNSCALED = (
-    "the gradient of {} came by another way than through the layer that bouton.attach found, so that it "
-    "was not scaled; call bouton.attach on the whole model, after fully_shard"
-)
 
 
 class StepHook:
@@ -45,7 +41,6 @@ class StepHook:
     ) -> None:
         self._optimizer, self._claims, self._switch = optimizer, claims, switch
         self._sources = sources or {}  # the tensors whose gradients autograd makes, where not the weights
-        self._unscaled: set[SynapseGroup] = set()  # spread weights of which no gradient has come by
         self._rates = claims_at(claims, "rate")
         self._gradient_rates = claims_at(claims, "rate", scope="gradient")
         self._structures = claims_at(claims, "structure")
@@ -70,8 +65,6 @@ class StepHook:
             # On the weight itself, before gradients add up: right for accumulation and closures.
             source = self._sources.get(group.weight, group.weight)
             self._handles.append(source.register_hook(partial(self._scale_gradient, group)))
-            if is_spread(group.weight):
-                self._unscaled.add(group)
 
     def remove(self) -> None:
         """Take all hooks off."""
@@ -80,7 +73,7 @@ class StepHook:
         # what is kept alive, and what a copy would hook again
         self._handles, self._optimizer, self._claims = [], None, []
         self._rates, self._gradient_rates, self._structures, self._fresh = {}, {}, {}, {}
-        self._sources, self._unscaled = {}, set()
+        self._sources = {}
 
     @mixing()
     def remodel(self) -> None:
@@ -123,8 +116,6 @@ class StepHook:
         if self._acts:
             for group in self._weights():
                 _check_same_weight(group)
-                if group in self._unscaled and group.weight.grad is not None:
-                    raise ValueError(_UNSCALED.format(group.name))
             self._before = take_snapshots(self._rates)
 
     @torch.no_grad()
@@ -159,7 +150,6 @@ class StepHook:
                 claim.memory.doubt = (verdict, claim.memory.counts.since(counts))
 
     def _scale_gradient(self, group: SynapseGroup, gradient: Tensor) -> Tensor:
-        self._unscaled.discard(group)
         if self._switch.on:
             for claim in self._gradient_rates[group]:
                 # not the parameter: that may be a part of the weight, and this the gradient of the whole

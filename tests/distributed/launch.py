@@ -41,27 +41,35 @@ def torchrun(size, script, *arguments, seconds=400):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}"]
     paths = [str(Path(bouton.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    done = subprocess.run(
+    return subprocess.run(
         [*command, str(script), *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=seconds,
         env=environment,
     )
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"[-6000:]
-    return done
+
+
+def launched(kind, size):
+    """What each process has in the end, by scene."""
+    results = _launch(kind, size)
+    assert not isinstance(results, str), results
+    return results
 
 
 @functools.cache
-def launched(kind, size):
-    """What each process has in the end, by scene."""
+def _launch(kind, size):
+    """The results, or what went wrong: for all tests that ask, and not once for each."""
     scenes = LAUNCHES[kind, size]
     for scene in scenes:
         if scene.startswith("resume:"):
             other, _, count = scene.removeprefix("resume:").partition("-")
             if (other, int(count)) != (kind, size):
                 launched(other, int(count))  # which saves it
-    torchrun(size, Path(__file__).with_name("parallel_runs.py"), kind, FOLDER, *scenes)
+    done = torchrun(size, Path(__file__).with_name("parallel_runs.py"), kind, FOLDER, *scenes)
+    if done.returncode:
+        errors = [line for line in done.stderr.splitlines() if line.startswith("[rank")]
+        return "\n".join([done.stdout, *(errors or [done.stderr])])
     return [torch.load(FOLDER / f"{kind}-{size}-{rank}.pt") for rank in range(size)]
 
 

@@ -13,4 +13,5 @@ def test_its_script_runs(tmp_path, monkeypatch):
     (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
     script = tmp_path / "train.py"
     script.write_text(code)
-    torchrun(2, script)
+    done = torchrun(2, script)
+    assert done.returncode == 0, done.stderr

@@ -8,7 +8,6 @@ from parallel_texts import TOLD
 
 _FLAT = "is sharded by FullyShardedDataParallel.*use torch.distributed.fsdp.fully_shard instead"
 _OTHER = "0.weight is another parameter.*sharded by fully_shard.*then call bouton.attach"
-_STAND_IN = (
     "0.weight scales the gradient.*with fully_shard, call bouton.attach after it, on the whole model"
 )
 WORDS = {
@@ -16,10 +15,10 @@ WORDS = {
     "fsdp1 inside": f"weight {_FLAT}",
     "fsdp1 after": f"weight {_FLAT}",
     "sharded after, update": _OTHER,
-    "sharded after, gradient": _STAND_IN,
+    "sharded after, gradient": "0.weight scales the gradient.*fully_shard, call bouton.attach after it",
     "sharded after, structure": _OTHER,
     "optimizer before": "weights that the optimizer does not hold: 0.weight, 1.weight; build the optimizer",
-    "part of the model": _STAND_IN,
+    "part of the model": "0.weight scales the gradient.*fully_shard.*on the whole model",
     "activity of gradients": "their rates would differ; use scope='update'",
 }
 
