@@ -22,6 +22,7 @@ OPTIONS = {"inductor": {"options": {"compile_threads": 1}}}
 QUIET = [
     pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated"),
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
+    pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated"),  # in torch.optim
     pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0"),
 ]
 ULPS = 16 * torch.finfo(torch.float32).eps
