@@ -16,7 +16,7 @@ import bouton
 
 STEPS = 10
 # g++ in this process: a pool of workers takes longer to start than these small nets take to compile
-OPTIONS = {"inductor": {"options": {"compile_threads": 1}}}
+OPTIONS = {"inductor": {"config_patches": {"compile_threads": 1}}}
 # Dynamo itself makes an instance of torch.autograd.Function, and asks tensors of a graph whether
 # they have a gradient; torch 2.11 asks for a later Python than 3.13.0. As errors these would end a test.
 QUIET = [

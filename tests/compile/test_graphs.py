@@ -1,27 +1,27 @@
 """Attached models compile in one graph, and train as they do without: all nets, all mechanisms."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from compiling import QUIET, ROWS, Counter, allowed, compiled, difference, eager, in_graph, trained
 from nets import NETS
 from subjects import EXAMPLES, build
+from table import FURTHER, MARKERS, expected_graph, graph_table, is_tested
 
 import bouton
 
 pytestmark = QUIET
 
-# What torch cannot compile in one graph with or without bouton: a fused LSTM.
-NOT_IN_ONE = ["lstm"]
-SLOW = {"cells", "spiking"}  # many small steps in one graph; they get the first example of each mechanism
-FURTHER = {"Grapes(clip=None, normalize=True)", "MultiSynapse(gamma=4, activation='tanh')"}
-CELLS = [(net, row) for net in NETS for row in ROWS if not (net in SLOW and row in FURTHER)]
+PAGES = (Path(__file__).parents[2] / "docs").glob("*.md")
+CELLS = [(net, row) for net in NETS for row in ROWS if is_tested(net, row)]
 
 
-def expected_graph(net, row):
-    return "graph breaks" if net in NOT_IN_ONE or "'dfa'" in row else "one graph"
-
-
-def test_further_examples_are_examples():
+def test_the_table_of_the_docs_is_that_of_the_tests():
+    pages = [page.read_text() for page in PAGES if MARKERS[0] in page.read_text()]
+    for page in pages:
+        table = page.partition(MARKERS[0])[2].partition(MARKERS[1])[0]
+        assert table.strip() == graph_table()
     assert set(ROWS) >= FURTHER
 
 
