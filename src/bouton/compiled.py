@@ -13,6 +13,12 @@ _NOT_SCRIPTED = (
 )
 
 
+def forward_only() -> bool:
+    """Whether a program is being recorded that holds the forward pass alone."""
+    tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    return tracing or torch.compiler.is_exporting()
+
+
 class HookedParameters(dict[str, Tensor | None]):
     """The parameters of a hooked layer, in a type of its own.
 

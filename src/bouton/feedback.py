@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from bouton.claim import Claim
-from bouton.compiled import Unscripted
+from bouton.compiled import Unscripted, forward_only
 from bouton.feedback_graph import SendInGraph
 from bouton.modulation import refuse_forward_mode, transforming
 from bouton.passage import Passage, linear_map
@@ -88,7 +88,7 @@ class Gate(Unscripted):
 
     def __call__(self, layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         """The layer's inputs without their past; run by torch before the layer's forward."""
-        if not self.switch.on:
+        if not self.switch.on or forward_only():
             return inputs
         if not inputs or not isinstance(inputs[0], Tensor):
             raise ValueError(

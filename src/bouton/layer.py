@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bouton.claim import Claim, Claims, claims_at
-from bouton.compiled import Unscripted, tell_hooked, tell_plain
+from bouton.compiled import Unscripted, forward_only, tell_hooked, tell_plain
 from bouton.direct import gate_for
 from bouton.feedback import Gate, Pass
 from bouton.modulation import awaits_error, modulate, transforming
@@ -75,16 +75,17 @@ class LayerHook(Unscripted):
             return returned
         # An LSTM's cell also returns its memory, which is no output of the node to others.
         output = returned[0] if isinstance(returned, tuple) else returned
-        if self.observers and module.training:
+        learns = not forward_only()
+        if self.observers and module.training and learns:
             weight = read_weight(module, self.parameter)
             for claim in self.observers:
                 if transforming():
                     raise ValueError(_UNSEEN.format(claim.key))
                 for sample in samples(output):
                     claim.observe(weight, sample)
-        for gate in self.gates:
+        for gate in self.gates if learns else ():
             returned = output = gate.join(module, inputs, output)
-        if self.errors and awaits_error(output, self.errors[0].key):
+        if self.errors and learns and awaits_error(output, self.errors[0].key):
             weight = read_weight(module, self.parameter)
             companions = [read_weight(module, name) for name in self.companions]
             for claim in self.errors:

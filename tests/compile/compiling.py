@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import functools
-import sys
-from pathlib import Path
 from typing import NamedTuple
 
+import pytest
 import torch
+from nets import CLASSES
+from subjects import EXAMPLES, build
 from torch._dynamo.backends.registry import lookup_backend
 from torch._dynamo.exc import Unsupported
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "contract"))
-
-from nets import CLASSES, NETS
-from subjects import EXAMPLES, build
 
 import bouton
 
 STEPS = 10
 # g++ in this process: a pool of workers takes longer to start than these small nets take to compile
-OPTIONS = {"inductor": {"options": {"compile_threads": 1}}}
+OPTIONS = {"inductor": {"config_patches": {"compile_threads": 1}}}
+# Dynamo itself makes an instance of torch.autograd.Function, and asks tensors of a graph whether
+# they have a gradient; torch 2.11 asks for a later Python than 3.13.0. As errors these would end a test.
+QUIET = [
+    pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated"),
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
+    pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated"),  # in torch.optim
+    pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0"),
+]
 ULPS = 16 * torch.finfo(torch.float32).eps
 
 
@@ -52,7 +56,7 @@ ROWS = {
 
 
 class Run(NamedTuple):
-    """What a training run left, the graphs that it compiled, and how many of those were late."""
+    """What a training run left, the graphs that it compiled, and how many of those after two steps."""
 
     values: dict[str, torch.Tensor]
     graphs: int = 0
@@ -71,11 +75,10 @@ class Counter:
 
 
 def trained(net, mechanisms=(), backend=None, fullgraph=True, steps=STEPS):
-    """Train a fresh net; ``values`` are its weights, buffers and last gradients."""
+    """Train a fresh net; ``values`` are its weights, buffers, last gradients and the mechanisms' state."""
     torch.compiler.reset()
     model, optimizer = build(net)
-    if mechanisms:
-        bouton.attach(model, optimizer, mechanisms)
+    claims = bouton.attach(model, optimizer, mechanisms)._claims if mechanisms else []
     counter = Counter(backend)
     call = model if backend is None else torch.compile(model, backend=counter, fullgraph=fullgraph)
     early = 0
@@ -88,7 +91,13 @@ def trained(net, mechanisms=(), backend=None, fullgraph=True, steps=STEPS):
         optimizer.step()
         early = counter.graphs if step == 1 else early  # a spiking net has no membrane before its first
     gradients = {f"{n} (gradient)": p.grad for n, p in model.named_parameters() if p.grad is not None}
-    values = {name: value.clone() for name, value in {**model.state_dict(), **gradients}.items()}
+    states = {
+        f"{claim.key} {block} {name}": tensor.float()
+        for _, claim in claims
+        for block, state in enumerate(claim.states)
+        for name, tensor in state.items()
+    }
+    values = {k: v.clone() for k, v in {**model.state_dict(), **gradients, **states}.items()}
     return Run(values, counter.graphs, counter.graphs - early)
 
 
@@ -129,6 +138,3 @@ def compiled(net, row, backend):
 def allowed(net, backend):
     """The difference that is put down to rounding: a few times that of the plain net."""
     return max(4 * compiled(net, "plain", backend).difference, ULPS)
-
-
-__all__ = ["NETS", "allowed", "compiled", "difference", "eager", "trained"]

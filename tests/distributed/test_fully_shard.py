@@ -8,8 +8,6 @@ from parallel_texts import TOLD
 
 _FLAT = "is sharded by FullyShardedDataParallel.*use torch.distributed.fsdp.fully_shard instead"
 _OTHER = "0.weight is another parameter.*sharded by fully_shard.*then call bouton.attach"
-    "0.weight scales the gradient.*with fully_shard, call bouton.attach after it, on the whole model"
-)
 WORDS = {
     "fsdp1": f"the model {_FLAT}",
     "fsdp1 inside": f"weight {_FLAT}",

@@ -1,0 +1,60 @@
+"""The tables of docs/what-is-tested.md about torch.compile.
+
+``PYTHONPATH=src:tests/contract python tests/compile/table.py`` prints them; with ``measure`` behind it, it
+also prints by how much compiled training differs from eager training here, which takes some minutes.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from compiling import ROWS, STEPS, compiled
+from nets import NETS
+
+MARKERS = ("<!-- compiled -->", "<!-- end of compiled -->")
+SLOW = {"cells", "spiking"}  # many small steps in one graph; they get the first example of each mechanism
+FURTHER = {"Grapes(clip=None, normalize=True)", "MultiSynapse(gamma=4, activation='tanh')"}
+
+
+def is_tested(net, row):
+    """Whether a test compiles this net with these mechanisms."""
+    return not (net in SLOW and row in FURTHER)
+
+
+def expected_graph(net, row):
+    """Torch compiles a fused LSTM in pieces; the rest is in one graph, but for direct feedback."""
+    return "graph breaks" if net == "lstm" or "'dfa'" in row else "one graph"
+
+
+def markdown(head, rows):
+    """A table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def graph_table():
+    """Which net compiles with which mechanisms, and how."""
+    rows = [
+        [row if row in ("plain", "all at once") else f"`{row}`"]
+        + [expected_graph(net, row) if is_tested(net, row) else "not run" for net in NETS]
+        for row in ROWS
+    ]
+    return markdown(["mechanism", *NETS], rows)
+
+
+def difference_table(backend):
+    """The largest relative difference after some steps, of plain nets and with all mechanisms at once."""
+    rows = []
+    for net in NETS:
+        found = [compiled(net, row, backend) for row in ("plain", "all at once")]
+        rows.append([net, backend, *(f"{outcome.difference:.1e}" for outcome in found)])
+    return markdown(["net", "backend", "plain", "all at once"], rows)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    print(MARKERS[0], graph_table(), MARKERS[1], sep="\n")
+    if sys.argv[1:] == ["measure"]:
+        for backend in ("aot_eager", "inductor"):
+            print(f"\nlargest relative difference after {STEPS} steps\n\n{difference_table(backend)}")
