@@ -94,7 +94,7 @@ def trained(net, mechanisms=(), backend=None, fullgraph=True, steps=STEPS):
     states = {
         f"{claim.key} {block} {name}": tensor.float()
         for _, claim in claims
-        for block, state in enumerate(claim.states)
+        for block, state in enumerate(claim.memory.states)
         for name, tensor in state.items()
     }
     values = {k: v.clone() for k, v in {**model.state_dict(), **gradients, **states}.items()}
