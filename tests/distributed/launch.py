@@ -19,24 +19,29 @@ FOLDER = Path(tempfile.mkdtemp(prefix="bouton-distributed-"))
 DETAILS = ["accumulate", "overflow/fused", "overflow/unfused", "by hand", "wrapped later, forward"]
 OF_COPIES = ["first logs", "wrapped later", "attached inside"]  # where each process holds all weights
 FULL = ["mlp/sgd/together", "mlp/adamw/otherwise"]
+# number of processes -> what spreads the model -> scenes
 LAUNCHES = {
-    ("ddp", 2): [*ALONE, *DETAILS, *OF_COPIES, "save:ddp-2", "resume:ddp-2"],
-    ("ddp", 4): [*COMBINED, "first logs", "resume:ddp-2"],
-    ("fsdp", 2): [*ALONE, *COMBINED, *DETAILS, "save:fsdp-2", "resume:fsdp-2"],
-    # short ones, because four processes share few cores and wait for each other many times a step
-    ("fsdp", 4): [
-        *FULL,
-        *(f"short/{name}" for name in [*ALONE, *COMBINED] if name not in FULL),
-        *DETAILS,
-        *(f"tell:{name}" for name in TOLD),
-        "resume:fsdp-2",
-        "save:fsdp-4",
-    ],
-    ("hsdp", 4): ["short/mlp/sgd/together", "short/mlp/adamw/gradient", "resume:fsdp-4"],
+    2: {
+        "ddp": [*ALONE, *DETAILS, *OF_COPIES, "save:ddp-2", "resume:ddp-2"],
+        "fsdp": [*ALONE, *COMBINED, *DETAILS, "save:fsdp-2", "resume:fsdp-2"],
+    },
+    4: {
+        "ddp": [*COMBINED, "first logs", "resume:ddp-2"],
+        # short ones, because four processes share few cores and wait for each other many times a step
+        "fsdp": [
+            *FULL,
+            *(f"short/{name}" for name in [*ALONE, *COMBINED] if name not in FULL),
+            *DETAILS,
+            *(f"tell:{name}" for name in TOLD),
+            "resume:fsdp-2",
+            "save:fsdp-4",
+        ],
+        "hsdp": ["short/mlp/sgd/together", "short/mlp/adamw/gradient", "resume:fsdp-4"],
+    },
 }
 
 
-def torchrun(size, script, *arguments, seconds=400):
+def torchrun(size, script, *arguments, seconds=500):
     """Run a script in ``size`` processes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}"]
     paths = [str(Path(bouton.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
@@ -52,32 +57,30 @@ def torchrun(size, script, *arguments, seconds=400):
 
 def launched(kind, size):
     """What each process has in the end, by scene."""
-    results = _launch(kind, size)
+    results = _launch(size)
     assert not isinstance(results, str), results
-    return results
+    return [result[kind] for result in results]
 
 
 @functools.cache
-def _launch(kind, size):
+def _launch(size):
     """The results, or what went wrong: for all tests that ask, and not once for each."""
-    scenes = LAUNCHES[kind, size]
-    for scene in scenes:
-        if scene.startswith("resume:"):
-            other, _, count = scene.removeprefix("resume:").partition("-")
-            if (other, int(count)) != (kind, size):
-                launched(other, int(count))  # which saves it
-    done = torchrun(size, Path(__file__).with_name("parallel_runs.py"), kind, FOLDER, *scenes)
+    if size == 4:
+        _launch(2)  # which saves what is resumed
+    scenes = [f"{kind}={scene}" for kind, scenes in LAUNCHES[size].items() for scene in scenes]
+    done = torchrun(size, Path(__file__).with_name("parallel_runs.py"), FOLDER, *scenes)
     if done.returncode:
         errors = [line for line in done.stderr.splitlines() if line.startswith("[rank")]
         return "\n".join([done.stdout, *(errors or [done.stderr])])
-    return [torch.load(FOLDER / f"{kind}-{size}-{rank}.pt") for rank in range(size)]
+    return [torch.load(FOLDER / f"{size}-{rank}.pt") for rank in range(size)]
 
 
 def played():
     """All that is compared with one process: kind, number of processes, and scene."""
     return [
         (kind, size, scene)
-        for (kind, size), scenes in LAUNCHES.items()
+        for size, kinds in LAUNCHES.items()
+        for kind, scenes in kinds.items()
         for scene in scenes
         if ":" not in scene
     ]

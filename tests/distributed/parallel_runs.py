@@ -1,6 +1,6 @@
 """Started by torchrun, as users do: plays scenes in several processes, and writes what each of them has.
 
-Usage: torchrun --nproc-per-node N parallel_runs.py KIND FOLDER SCENE ...
+Usage: torchrun --nproc-per-node N parallel_runs.py FOLDER KIND=SCENE ...
 """
 
 from __future__ import annotations
@@ -17,26 +17,27 @@ from parallel_texts import TOLD
 from parallel_wrappers import WRAPPERS
 
 
-def main(kind, folder, *scenes):
+def main(folder, *scenes):
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     rank, size = dist.get_rank(), dist.get_world_size()
     torch.manual_seed(1000 * rank + 1)  # ranks share no global randomness
-    folder, results, wrap = Path(folder), {}, WRAPPERS[kind]
-    for scene in scenes:
-        began = time.perf_counter()
+    folder, results = Path(folder), {}
+    for kind, scene in (scene.split("=", 1) for scene in scenes):
+        began, wrap = time.perf_counter(), WRAPPERS[kind]
         name, _, rest = scene.partition(":")
         if name == "tell":
-            results[scene] = TOLD[rest]()
+            found = TOLD[rest]()
         elif name == "save":
-            results[scene] = save(wrap, rank, size, folder / rest)
+            found = save(wrap, rank, size, folder / rest)
         elif name == "resume":
-            results[scene] = resume(wrap, rank, size, folder / rest)
+            found = resume(wrap, rank, size, folder / rest)
         else:
-            results[scene] = play(scene, wrap, rank, size)
+            found = play(scene, wrap, rank, size)
+        results.setdefault(kind, {})[scene] = found
         if rank == 0:
-            print(f"{time.perf_counter() - began:6.2f} s {scene}", flush=True)
-    torch.save(results, folder / f"{kind}-{size}-{rank}.pt")
+            print(f"{time.perf_counter() - began:6.2f} s {kind} {scene}", flush=True)
+    torch.save(results, folder / f"{size}-{rank}.pt")
     dist.destroy_process_group()
 
 

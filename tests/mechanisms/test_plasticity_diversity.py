@@ -300,6 +300,20 @@ def test_activity_is_seen_without_another_forward_pass(monkeypatch):
     assert state(handle, "0.weight")["active"].sum() > 0
 
 
+def test_processes_that_train_together_do_not_count_activity_apart(monkeypatch):
+    law = {"distribution": "activity", "scope": "gradient"}
+    layer = nn.Linear(5, 4)
+    attached(layer, **law)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    attached(nn.Linear(5, 4), distribution="weight", scope="gradient")
+    attached(nn.Linear(5, 4), distribution="activity")
+    with pytest.raises(ValueError, match="their rates would differ; use scope='update'"):
+        attached(nn.Linear(5, 4), **law)
+    with pytest.raises(ValueError, match="their rates would differ; use scope='update'"):
+        layer(torch.ones(1, 5)).sum().backward()  # attached before
+
+
 def change(optimizer, scope):
     """Relative change of one learned update by diversity at nu = 0.49."""
     updates = []
