@@ -57,7 +57,10 @@ def test_a_compiled_checkpoint_shows_each_output_once():
     """Without compilation it is shown twice, which leaves the shares of a layer's nodes as they are."""
     mechanisms = [bouton.PlasticityDiversity(distribution="activity")]
     counts = [
-        {claim.name: claim.memory.states[0]["active"] for _, claim in gradients(mechanisms, False, own)[1]._claims}
+        {
+            claim.name: claim.memory.states[0]["active"]
+            for _, claim in gradients(mechanisms, False, own)[1]._claims
+        }
         for own in (None, True)
     ]
     assert torch.equal(counts[0].pop("second.weight"), 2 * counts[1].pop("second.weight"))
