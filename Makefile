@@ -8,7 +8,7 @@ demo: .venv/lab.stamp
 	$(BIN)/bouton demo
 
 test: .venv/dev.stamp .venv/spikingjelly.stamp lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --dist loadgroup
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check

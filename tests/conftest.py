@@ -20,3 +20,11 @@ hypothesis.settings.load_profile("tests")
 def seeded():
     """Every test starts from the same global random state, whatever ran before it."""
     torch.manual_seed(0)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """What shares compiled graphs, or runs in several processes, is run by one worker."""
+    for item in items:
+        if (folder := item.path.parent.name) in ("compile", "distributed"):
+            item.add_marker(pytest.mark.xdist_group(folder))

@@ -138,7 +138,6 @@ def compiled(net, row, backend):
 def allowed(net, backend):
     """The difference that is put down to rounding: ten times that of the plain net.
 
-    Rounding is that of ten steps, and mechanisms make larger ones: 5 times was seen. An error in one factor is
-    10000 times as large.
+    Rounding is that of ten steps, and mechanisms make larger ones: 5 times was seen.
     """
     return max(10 * compiled(net, "plain", backend).difference, ULPS)
