@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import torch
 import torch.distributed.checkpoint as dcp
-from parallel_nets import OTHERWISE, TOGETHER, alone, start, train, whole
+from parallel_nets import OTHERWISE, TOGETHER, Median, alone, start, train, whole
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
+import bouton
+
 HALF, STEPS = 10, 20
-SAVED = {"together": ("mlp", "adamw", TOGETHER), "otherwise": ("mlp", "adamw", OTHERWISE)}
+# Some have a state that is made in the first pass or step alone, and not at attach.
+LATER = [bouton.FeedbackAlignment(kind="dfa"), *OTHERWISE[1:], Median()]
+SAVED = {"together": ("mlp", "adamw", TOGETHER), "later": ("mlp", "adamw", LATER)}
 
 
 def tensors_of(state):
