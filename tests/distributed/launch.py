@@ -15,7 +15,8 @@ from parallel_texts import TOLD
 
 import bouton
 
-FOLDER = Path(tempfile.mkdtemp(prefix="bouton-distributed-"))
+_TEMPORARY = tempfile.TemporaryDirectory(prefix="bouton-distributed-")  # gone with this process
+FOLDER = Path(_TEMPORARY.name)
 DETAILS = ["accumulate", "overflow/fused", "overflow/unfused", "by hand", "wrapped later, forward"]
 OF_COPIES = ["first logs", "wrapped later", "attached inside"]  # where each process holds all weights
 FULL = ["mlp/sgd/together", "mlp/adamw/otherwise"]
