@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -16,6 +18,7 @@ from parallel_texts import TOLD
 import bouton
 
 FOLDER = Path(tempfile.mkdtemp(prefix="bouton-distributed-"))
+atexit.register(shutil.rmtree, FOLDER)
 DETAILS = ["accumulate", "overflow/fused", "overflow/unfused", "by hand", "wrapped later, forward"]
 OF_COPIES = ["first logs", "wrapped later", "attached inside"]  # where each process holds all weights
 FULL = ["mlp/sgd/together", "mlp/adamw/otherwise"]
