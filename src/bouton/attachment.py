@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from bouton.checkpoint import CheckpointHook, State
 from bouton.claim import Claim, claims_at
+from bouton.compiled import tell_switched
 from bouton.layer import MARK, Mark, clear_layer, hook_layers, mark_layers
 from bouton.mechanism import Mechanism
 from bouton.optimizer_hook import OptimizerHook
@@ -175,11 +176,16 @@ class Attachment:
     def paused(self) -> Iterator[None]:
         """Inside this context, model and optimizer behave as if nothing was attached."""
         before = self._switch.on
-        self._switch.on = False
+        self._turn(False)
         try:
             yield
         finally:
-            self._switch.on = before and bool(self._claims)  # a detached handle stays off
+            self._turn(before and bool(self._claims))  # a detached handle stays off
+
+    def _turn(self, on: bool) -> None:
+        self._switch.on = on
+        for group, _ in self._claims:
+            tell_switched(group.layers)
 
     def remodel(self) -> None:
         """Run every structure mechanism once, now.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 import torch
@@ -32,6 +33,16 @@ class HookedParameters(dict[str, Tensor | None]):
 def tell_hooked(layer: nn.Module) -> None:
     """Keep graphs of plain layers from this one."""
     layer.__dict__["_parameters"] = HookedParameters(layer._parameters)
+
+
+def tell_switched(layers: Sequence[nn.Module]) -> None:
+    """Show hooked layers as changed, because their hooks act from now on, or no longer.
+
+    Torch 2.11 looks at an object again only where a dictionary on the way to it has changed.
+    """
+    for layer in layers:
+        if isinstance(layer._parameters, HookedParameters):
+            tell_hooked(layer)
 
 
 def tell_plain(layer: nn.Module) -> None:

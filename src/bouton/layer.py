@@ -132,6 +132,7 @@ def hook_layers(claims: Claims, switch: Switch, sources: Mapping[nn.Parameter, T
         guard = Guard(source, group.stored, claims_of_group[0].key, switch)
         for layer in dict.fromkeys(group.layers):
             layer.register_forward_pre_hook(guard)
+            tell_hooked(layer)
     for group in dict.fromkeys(group for group, _ in claims):
         own = [claim for other, claim in claims if other is group]
         observers = [claim for claim in own if claim.mechanism.observes]
