@@ -97,7 +97,7 @@ class SpineRemodeling(Mechanism):
 
     def rule(self, synapses: Synapses) -> Rewiring:
         changed = weak_synapses(synapses, self.d_re)
-        published = self.redraw == "published"
-        bound = _largest(synapses.weight) if published else max(synapses.fan_in, 1) ** -0.5
-        # not U[-bound, bound], whose width of 2 * bound may be infinite
-        return Rewiring(changed, bound * synapses.uniform(-1, 1))
+        if self.redraw == "published":  # not U[-w_max, w_max], whose width of 2 * w_max may be infinite
+            return Rewiring(changed, _largest(synapses.weight) * synapses.uniform(-1, 1))
+        bound = max(synapses.fan_in, 1) ** -0.5
+        return Rewiring(changed, synapses.uniform(-bound, bound))
