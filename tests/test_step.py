@@ -73,6 +73,37 @@ def test_a_step_within_a_step_is_one_step():
     assert handle.stats()["SpineRemodeling"]["weight"]["events"] == 1
 
 
+def announced(method):
+    def wrapper(self):
+        return method(self)
+
+    return wrapper
+
+
+class Announced(torch.optim.SGD):
+    """A subclass with a decorated method around the step, as users write them."""
+
+    @announced
+    def step_and_forget(self):
+        self.step(), self.zero_grad()
+
+
+def test_after_a_failure_a_step_within_a_decorated_method_is_a_step():
+    layer = nn.Linear(5, 4)
+    optimizer = Announced(layer.parameters(), lr=0.1)
+    handle = bouton.attach(layer, optimizer, [Slow()])
+
+    def fails():
+        raise RuntimeError("no loss today")
+
+    with pytest.raises(RuntimeError, match="no loss today"):
+        optimizer.step(fails)
+    for _ in range(3):
+        backward(layer)
+        optimizer.step_and_forget()
+    assert [claim["step"] for claim in handle.state_dict()["claims"].values()] == [3]
+
+
 def test_every_mechanism_counts_every_step():
     layer = nn.Linear(5, 4)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)

@@ -12,8 +12,14 @@ from torch.optim import Optimizer
 def is_within_step(optimizer: Optimizer) -> bool:
     """Whether the step whose hooks run now was called from within a step of the same optimizer."""
     # torch.optim.Optimizer.profile_hook_step.<locals>.wrapper, which runs the hooks around a step
-    steps = [f for f in _callers() if f.f_code.co_name == "wrapper" and f.f_locals.get("self") is optimizer]
+    steps = [f for f in _callers() if _is_hooked_step(f) and f.f_locals.get("self") is optimizer]
     return len(steps) > 1
+
+
+def _is_hooked_step(frame: FrameType) -> bool:
+    # the name alone is also that of many a decorator's function
+    code = frame.f_code
+    return code.co_name == "wrapper" and code.co_filename == Optimizer.__init__.__code__.co_filename
 
 
 def is_rehearsal() -> bool:
