@@ -1,5 +1,6 @@
 """State dicts as tensors and JSON."""
 
+import collections
 import json
 
 import pytest
@@ -58,6 +59,8 @@ def test_the_tensors_are_copies():
 def test_mistakes_are_named():
     with pytest.raises(ValueError, match=r"state\.0\.hook.*function.*take it out"):
         bouton.flatten_state({"state": [{"hook": lambda: None}]})
+    with pytest.raises(ValueError, match=r"milestones.*it is a Counter; take it out"):
+        bouton.flatten_state({"milestones": collections.Counter([3])})
     with pytest.raises(ValueError, match=r"key \(1, 2\) in groups"):
         bouton.flatten_state({"groups": {(1, 2): 3}})
     tensors, text = bouton.flatten_state(nn.Linear(2, 1).state_dict())
@@ -65,3 +68,5 @@ def test_mistakes_are_named():
         bouton.unflatten_state({"weight": tensors["weight"]}, text)
     with pytest.raises(ValueError, match=r"not of bouton.flatten_state: it has lr"):
         bouton.unflatten_state({}, '{"lr": 1}')
+    with pytest.raises(ValueError, match=r"text is a NoneType; pass the JSON text"):
+        bouton.unflatten_state(tensors, None)

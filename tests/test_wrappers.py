@@ -33,12 +33,19 @@ def checkpointed_block(model):
     return model
 
 
+def parallel_block(model):
+    model.blocks = nn.DataParallel(model.blocks)
+    return model
+
+
 WRAPPERS = [
     lambda model: torch.compile(model, backend="eager"),
     compiled_block,
     checkpointed_block,
     nn.DataParallel,
     lambda model: nn.DataParallel(compiled_block(checkpointed_block(model))),
+    lambda model: torch.compile(nn.DataParallel(model), backend="eager"),
+    parallel_block,
 ]
 
 

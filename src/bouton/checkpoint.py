@@ -17,7 +17,8 @@ from bouton.optimizer_hook import OptimizerHook
 KEY = "bouton"  # under which mechanism state stands in an optimizer's state dict
 _FRESH = (
     "this optimizer state holds no state of the attached mechanisms, which start fresh from the weights as "
-    "they are now; load the model's weights and the handle's own state, if that was saved apart, before it"
+    "they are now: it was saved by a plain optimizer, or by a helper that leaves unknown keys out. Load the "
+    "model's weights before it, and so the handle's own state, if that was saved apart"
 )
 
 
@@ -55,6 +56,7 @@ class State:
 
     def reset(self) -> None:
         """Start fresh from the weights as they are now, with the draws of ``attach``."""
+        self._apart = None
         for group, claim in self._claims:
             claim.reset(group)
 

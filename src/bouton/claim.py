@@ -116,7 +116,7 @@ class Claim:
         """
         self.memory.settle()
         rates, blocks = [], self._blocks(*self._shown(weight, gradient, companions), alone=alone)
-        before = [dict(state) for state in self.memory.states]  # on the weight's device by now
+        before = self._kept()
         for synapses in blocks:
             rate = cast(RateRule, self.mechanism).rule(synapses)
             shape = synapses.weight.shape
@@ -124,18 +124,22 @@ class Claim:
             if rate.ndim == 1:
                 rate = rate.reshape(-1, *[1] * (len(shape) - 1)).expand(shape)
             rates.append(rate.to(weight.dtype))
-        if skipped is not None:
-            for state, old in zip(self.memory.states, before, strict=True):
-                state |= {name: torch.where(skipped == 0, state[name], old[name]) for name in old}
+        self._take_back(before, skipped)
         return self.layout.join(rates)
 
     def rewire(
-        self, weight: Tensor, gradient: Tensor | None, companions: Sequence[Tensor] = ()
+        self,
+        weight: Tensor,
+        gradient: Tensor | None,
+        companions: Sequence[Tensor] = (),
+        skipped: Tensor | None = None,
     ) -> Rewiring:
         """The outcome of a structure rule, in the shape of ``weight`` as torch stores it."""
         self.memory.settle()
         changed, values = [], []
-        for synapses in self._blocks(*self._shown(weight, gradient, companions), alone=False):
+        blocks = self._blocks(*self._shown(weight, gradient, companions), alone=False)
+        before = self._kept()
+        for synapses in blocks:
             returned = cast(StructureRule, self.mechanism).rule(synapses)
             if not isinstance(returned, tuple) or len(returned) != 2:
                 raise ValueError(
@@ -147,7 +151,17 @@ class Claim:
             self._check(returned[1], [synapses.weight.shape])
             changed.append(returned[0])
             values.append(returned[1].to(weight.dtype))
+        self._take_back(before, skipped)
         return Rewiring(self.layout.join(changed), self.layout.join(values))
+
+    def _kept(self) -> list[dict[str, Tensor]]:
+        return [dict(state) for state in self.memory.states]
+
+    def _take_back(self, before: list[dict[str, Tensor]], skipped: Tensor | None) -> None:
+        """Give states back what they held, on the device, where the step was none."""
+        if skipped is not None:
+            for state, old in zip(self.memory.states, before, strict=True):
+                state |= {name: torch.where(skipped == 0, state[name], old[name]) for name in old}
 
     def _shown(
         self, weight: Tensor, gradient: Tensor | None, companions: Sequence[Tensor]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
@@ -45,6 +46,10 @@ def unflatten_state(tensors: Mapping[str, Tensor], text: str) -> Any:
     Raises:
         ValueError: the text is not of :func:`flatten_state`, or a tensor that it names is not there.
     """
+    if not isinstance(text, str):
+        raise ValueError(
+            f"text is a {type(text).__name__}; pass the JSON text that bouton.flatten_state gave"
+        )
     return _unflattened(json.loads(text), tensors)
 
 
@@ -55,7 +60,7 @@ def _flattened(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
             name += "'"
         tensors[name] = value.detach().clone(memory_format=torch.contiguous_format)
         return {_TENSOR: name}
-    if isinstance(value, Mapping):
+    if type(value) in (dict, OrderedDict):  # another kind, such as a Counter, would come back as a dict
         items = [
             [key, _flattened(item, f"{path}.{key}".removeprefix("."), tensors)]
             for key, item in value.items()

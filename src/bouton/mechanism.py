@@ -169,7 +169,9 @@ def checked_clip(owner: str, clip: Sequence[float] | None) -> tuple[float, float
     if clip is None:
         return None
     if not isinstance(clip, list | tuple) or len(clip) != 2 or not 0 <= clip[0] <= clip[1] > 0:
-        raise ValueError(f"{owner}(clip={clip!r}): use (low, high) with 0 <= low <= high > 0, or None")
+        raise ValueError(
+            f"{owner}(clip={clip!r}): use (low, high) with 0 <= low <= high and high > 0, or None"
+        )
     return (clip[0], clip[1])
 
 

@@ -9,7 +9,6 @@ from torch import nn
 
 from bouton.plan import Decision
 from bouton.synapse import find_others
-from bouton.wrappers import unwrapped
 
 
 @dataclass(frozen=True)
@@ -71,6 +70,5 @@ def make_report(model: nn.Module, decisions: Sequence[Decision], seed: int) -> R
         for decision in decisions
     )
     groups = list(dict.fromkeys(decision.group for decision in decisions))
-    own = type(unwrapped(model)).__name__
-    readout = tuple(g.path or own for g in groups if g.readout)
+    readout = tuple(g.path or type(g.layers[0]).__name__ for g in groups if g.readout)
     return Report(rows, readout, find_others(model, groups), seed)

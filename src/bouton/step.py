@@ -162,11 +162,12 @@ class StepHook:
         weight, optimizer = group.weight, self._optimizer
         if group.frozen:  # since attach
             return
-        rewired = claim.rewire(group.effective(), weight.grad, group.beside())
+        skipped = getattr(optimizer, "found_inf", None)
+        rewired = claim.rewire(group.effective(), weight.grad, group.beside(), skipped)
         changed, values = (spread(tensor, weight) for tensor in rewired)
         if (spared := group.spared()) is not None:
             changed = changed & ~spread(spared, weight)
-        if (skipped := getattr(optimizer, "found_inf", None)) is not None:
+        if skipped is not None:
             changed = changed & (skipped == 0)
         claim.memory.count(changed)
         torch.where(local(changed), local(values), local(weight), out=local(weight))

@@ -12,7 +12,7 @@ from torch.nn.parameter import UninitializedParameter
 from bouton.layer_types import Layout, Slot, slots
 from bouton.shards import is_spread
 from bouton.stored import prune_mask, read_weight, stored_name, stored_parameter
-from bouton.wrappers import own_name, unwrapped
+from bouton.wrappers import own_name
 
 _SHARED_AXES = "{} share this weight and read it along different axes"
 _COMPUTED = "its weight is computed from other parameters, so that no single synapse can be set"
@@ -131,9 +131,8 @@ def find_groups(model: nn.Module, readout: str | Sequence[str] | None = None) ->
     """
     found: dict[nn.Parameter, list[_Place]] = {}
     first: dict[nn.Module, str] = {}  # where a layer that may be the read-out stands first
-    model = unwrapped(model)
     for wrapped_path, module in model.named_modules(remove_duplicate=False):
-        path = own_name(wrapped_path)
+        path = own_name(model, wrapped_path)
         for slot in slots(module):
             stored = stored_name(module, slot.parameter)
             weight = stored_parameter(module, stored)
@@ -157,7 +156,7 @@ def find_groups(model: nn.Module, readout: str | Sequence[str] | None = None) ->
         raise ValueError(f"readout={unknown} is no synapse group; the model has: {known}")
     owners: dict[nn.Parameter, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        owners.setdefault(parameter, []).append(own_name(name))
+        owners.setdefault(parameter, []).append(own_name(model, name))
     stack = list(first)
     return tuple(_group(places, weight, owners[weight], chosen, stack) for weight, places in found.items())
 
@@ -166,11 +165,11 @@ def find_others(model: nn.Module, groups: Sequence[SynapseGroup]) -> tuple[str, 
     """Name the parameters with two or more axes, or without a shape yet, that are no synapse group."""
     known = {group.weight for group in groups}
     found = []
-    for name, parameter in unwrapped(model).named_parameters():
+    for name, parameter in model.named_parameters():
         if isinstance(parameter, UninitializedParameter):
-            found.append(f"{own_name(name)} (not yet made)")
+            found.append(f"{own_name(model, name)} (not yet made)")
         elif parameter not in known and parameter.ndim > 1:
-            found.append(f"{own_name(name)} {tuple(parameter.shape)}")
+            found.append(f"{own_name(model, name)} {tuple(parameter.shape)}")
     return tuple(found)
 
 

@@ -24,7 +24,7 @@ class ThawWatch(OptimizerHook):
         return [self._optimizer.register_step_pre_hook(self._look)] if self._frozen else []
 
     def _look(self, *call: object) -> None:
-        thawed = [group for group in self._frozen if group.weight.grad is not None]
+        thawed = [group for group in self._frozen if not group.frozen and group.weight.grad is not None]
         self._frozen = [group for group in self._frozen if group not in thawed]
         plain = [group for group in thawed if MARK not in group.layers[0].__dict__]
         if plain:

@@ -5,22 +5,22 @@ from __future__ import annotations
 from torch import nn
 
 _PREFIXES = frozenset({"_orig_mod", "_checkpoint_wrapped_module"})  # torch.compile, checkpoint_wrapper
+_PARALLEL = nn.parallel.DistributedDataParallel, nn.DataParallel
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The model that a wrapper runs in several processes or on several devices."""
-    while isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
-        model = model.module
-    return model
-
-
-def own_name(name: str) -> str:
-    """A module's or parameter's name without those of wrappers on its path.
+def own_name(model: nn.Module, name: str) -> str:
+    """A module's or parameter's name within ``model``, without those of wrappers on its path.
 
     So that draws, states and ``where=`` are the same for a model and the same one in a wrapper.
 
     Example:
-        >>> own_name("_orig_mod.blocks.0._checkpoint_wrapped_module.weight")
-        'blocks.0.weight'
+        >>> model = nn.DataParallel(nn.Sequential(nn.Linear(4, 2)))
+        >>> own_name(model, "module.0.weight")
+        '0.weight'
     """
-    return ".".join(part for part in name.split(".") if part not in _PREFIXES)
+    parts, module = [], model
+    for part in name.split("."):
+        if part not in _PREFIXES and not (part == "module" and isinstance(module, _PARALLEL)):
+            parts.append(part)
+        module = module._modules.get(part) or module  # the last part may be a parameter's
+    return ".".join(parts)

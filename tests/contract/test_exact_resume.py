@@ -158,6 +158,19 @@ def test_a_plain_file_starts_the_mechanisms_fresh_and_says_so(mechanism):
     assert same(again.train(8), setup.train(8))
 
 
+@over_examples
+def test_what_was_saved_stays_as_it_was(mechanism):
+    setup = Setup("mlp", "adamw", [mechanism])
+    setup.train(0)
+    saved = setup.handle.state_dict()
+    kept = copy.deepcopy(saved)
+    setup.train(4)
+    assert alike(saved, kept)
+    setup.handle.load_state_dict(saved)
+    setup.train(8)
+    assert alike(saved, kept)
+
+
 def sgd(model):
     return torch.optim.SGD(model.parameters(), lr=0.1)
 
@@ -233,12 +246,29 @@ def test_two_attachments_of_one_optimizer_ride_together():
     again[0].load_state_dict(model.state_dict())
     again[1].load_state_dict(copy.deepcopy(optimizer.state_dict()))
     assert alike([h.state_dict() for h in again[2:]], [first.state_dict(), second.state_dict()])
+    with pytest.raises(ValueError, match=r"of 1 calls of .*attach, and this optimizer has 2"):
+        again[1].load_state_dict(attached(nn.Linear(6, 8), [bouton.PlasticityDiversity()]).state_dict())
     again[2].detach()
     with pytest.raises(ValueError, match=r"of 2 calls of .*attach, and this optimizer has 1"):
         again[1].load_state_dict(optimizer.state_dict())
     again[3].detach()
     again[1].load_state_dict(optimizer.state_dict())
     assert "bouton" not in again[1].state_dict()
+
+
+def test_a_state_loaded_apart_is_forgotten_once_another_file_came():
+    setup = Setup("mlp", "sgd", [bouton.SpineRemodeling()])
+    plain = copy.deepcopy(setup.optimizer.state_dict())
+    del plain["bouton"]
+    setup.train(0)
+    apart = copy.deepcopy(setup.handle.state_dict())
+    setup.handle.load_state_dict(apart)
+    setup.optimizer.load_state_dict(plain)  # which belongs to it
+    setup.train(4)
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="start fresh"):
+            setup.optimizer.load_state_dict(plain)
+        setup.train(0)
 
 
 def test_a_copied_optimizer_saves_the_state_of_the_copied_handle():

@@ -177,3 +177,29 @@ def test_no_step_waits_for_the_device(mechanism):
             scaler.update()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+class Counting(bouton.Mechanism):
+    """A structure rule with a state of its own."""
+
+    site = "structure"
+
+    def prepare(self, synapses):
+        return {"calls": torch.zeros(())}
+
+    def rule(self, synapses):
+        synapses.state["calls"] = synapses.state["calls"] + 1
+        return bouton.Rewiring(torch.zeros_like(synapses.weight, dtype=torch.bool), synapses.weight)
+
+
+def test_a_structure_rules_own_state_is_taken_back():
+    model, optimizer, handle = start(Counting(), "adamw", fused=True)
+    scaler = scaler_of()
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        scaler.scale(loss_at(model, step)).backward()
+        if step in BAD:
+            spoil(model)
+        scaler.step(optimizer), scaler.update()
+    for claim in handle.state_dict()["claims"].values():
+        assert claim["tensors"][0]["calls"] == claim["events"] == STEPS - len(BAD)
