@@ -1,3 +1,4 @@
+import signal
 import sys
 from pathlib import Path
 
@@ -10,6 +11,9 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "contrac
 
 # The tests' tensors are small: a second thread would only wait, and on a busy machine wait for long.
 torch.set_num_threads(1)
+
+# Tests send SIGINT to their processes, which would ignore it where a shell started this one in the background.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Deterministic, so that a failure in one place is a failure everywhere; no deadline on shared machines.
 hypothesis.settings.register_profile("tests", deadline=None, derandomize=True, max_examples=40)

@@ -17,7 +17,7 @@ from bouton.optimizer_hook import OptimizerHook
 KEY = "bouton"  # under which mechanism state stands in an optimizer's state dict
 _FRESH = (
     "this optimizer state holds no state of the attached mechanisms, which start fresh from the weights as "
-    "they are now: it was saved by a plain optimizer, or by a helper that leaves unknown keys out. Load the "
+    "they are now: it was saved by a plain optimizer, or by a helper that drops unknown keys. Load the "
     "model's weights before it, and so the handle's own state, if that was saved apart"
 )
 

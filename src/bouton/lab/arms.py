@@ -127,7 +127,7 @@ def _parse(node: ast.expr, text: str) -> list[Mechanism]:
                     values[keyword.arg] = ast.literal_eval(keyword.value)
                 except (ValueError, TypeError):  # TypeError: a dictionary whose key is a list
                     raise ValueError(
-                        f"{name}: the value of {keyword.arg} in {text!r} must be a number, a "
+                        f"{name}: the value of {keyword.arg} in {text[:200]!r} must be a number, a "
                         'string in quotes, True, False, None or a tuple, as in mode="local"'
                     ) from None
             return [_make(name, values)]
