@@ -12,7 +12,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "contrac
 # The tests' tensors are small: a second thread would only wait, and on a busy machine wait for long.
 torch.set_num_threads(1)
 
-# Tests send SIGINT to their processes, which would ignore it where a shell started this one in the background.
+# Tests send SIGINT to their processes, which ignore it if a shell started this one in the background.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Deterministic, so that a failure in one place is a failure everywhere; no deadline on shared machines.
