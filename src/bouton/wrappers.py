@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from torch import nn
 
 _PREFIXES = frozenset({"_orig_mod", "_checkpoint_wrapped_module"})  # torch.compile, checkpoint_wrapper
@@ -22,5 +24,6 @@ def own_name(model: nn.Module, name: str) -> str:
     for part in name.split("."):
         if part not in _PREFIXES and not (part == "module" and isinstance(module, _PARALLEL)):
             parts.append(part)
-        module = module._modules.get(part) or module  # the last part may be a parameter's
+        if part in module._modules:  # the last part may be a parameter's
+            module = cast(nn.Module, module._modules[part])
     return ".".join(parts)
