@@ -15,13 +15,13 @@ _PIECE = 1 << 17  # numbers made at a time on a CPU, so that they stay in its ca
 
 
 def bits(key: Key, count: int, device: torch.device | str = "cpu", start: int = 0) -> Tensor:
-    """Random bits ``int32 [count]``: number ``start + i`` of the sequence that ``key`` names.
+    r"""Random bits ``int32 [count]``: number ``start + i`` of the sequence that ``key`` names.
 
     Each number is a hash of its place in the sequence alone, so that any part can be made without the rest,
     on any device, and is the same to the bit. The sequence repeats after 2**32 numbers.
 
-    .. math:: x_0 = i \\oplus k_0, \\quad x_1 = c_1 S_{16}(x_0) \\oplus k_1, \\quad
-       x_2 = c_2 S_{15}(x_1), \\quad x_3 = c_3 S_{16}(x_2), \\qquad S_n(x) = x \\oplus (x \\gg n)
+    .. math:: x_0 = i \oplus k_0, \quad x_1 = c_1 S_{16}(x_0) \oplus k_1, \quad
+       x_2 = c_2 S_{15}(x_1), \quad x_3 = c_3 S_{16}(x_2), \qquad S_n(x) = x \oplus (x \gg n)
 
     modulo 2**32, with arithmetic shifts.
 
