@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -60,16 +61,16 @@ class Claim:
         return claim
 
     @torch.no_grad()
-    @mixing()
     def reset(self, group: SynapseGroup) -> None:
         """Start afresh on a weight as it is now."""
         self.memory.clear()
         self.sample = None
-        self.memory.states = [
-            # no view of the weight
-            {name: tensor.clone() for name, tensor in self.mechanism.prepare(synapses).items()}
-            for synapses in self._blocks(*self._shown(group.effective(), None, group.beside()))
-        ]
+        with mixing():
+            self.memory.states = [
+                # no view of the weight
+                {name: tensor.clone() for name, tensor in self.mechanism.prepare(synapses).items()}
+                for synapses in self.blocks(*self._shown(group.effective(), None, group.beside()))
+            ]
         self.memory.prepared = frozenset().union(*self.memory.states)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -77,28 +78,28 @@ class Claim:
 
     def transform(self, weight: Tensor, output: Tensor) -> Tensor:
         """The layer's output after a wiring rule."""
-        (synapses,) = self._blocks(weight)
+        (synapses,) = self.blocks(weight)
         transformed = cast(WiringRule, self.mechanism).rule(synapses, output)
-        self._check(transformed, [output.shape])
+        self._check(transformed, output.shape)
         return transformed
 
     def send(self, weight: Tensor, passage: Passage) -> Tensor:
         """The error at the layer's input after a backward wiring rule."""
-        (synapses,) = self._blocks(weight)
+        (synapses,) = self.blocks(weight)
         sent = cast(BackwardWiringRule, self.mechanism).rule(synapses, passage)
-        self._check(sent, [passage.shape])
+        self._check(sent, passage.shape)
         return sent
 
     def observe(self, weight: Tensor, output: Tensor) -> None:
         """Show the mechanism a layer's raw output."""
-        for synapses in self._blocks(weight):
+        for synapses in self.blocks(weight):
             self.mechanism.observe(synapses, output.detach())
 
     def error_factor(self, weight: Tensor, companions: Sequence[Tensor] = ()) -> Tensor:
         """The factor of an error rule, shaped to multiply the layer's output."""
-        (synapses,) = self._blocks(weight, companions=companions)
+        (synapses,) = self.blocks(weight, companions=companions)
         factor = cast(ErrorRule, self.mechanism).rule(synapses)
-        self._check(factor, [synapses.weight.shape[:1]])
+        self._check(factor, synapses.weight.shape[:1])
         return factor.reshape(-1, *[1] * (-1 - self.layout.output_axis))
 
     def rate(
@@ -115,17 +116,19 @@ class Claim:
         processes do not ask for their rates now.
         """
         self.memory.settle()
-        rates, blocks = [], self._blocks(*self._shown(weight, gradient, companions), alone=alone)
-        before = self._kept()
-        for synapses in blocks:
-            rate = cast(RateRule, self.mechanism).rule(synapses)
-            shape = synapses.weight.shape
-            self._check(rate, [shape[:1], shape])
-            if rate.ndim == 1:
-                rate = rate.reshape(-1, *[1] * (len(shape) - 1)).expand(shape)
-            rates.append(rate.to(weight.dtype))
-        self._take_back(before, skipped)
+        blocks = self.blocks(*self._shown(weight, gradient, companions), alone=alone)
+        with self.kept(skipped):
+            rates = [
+                self.factor(synapses).expand(synapses.weight.shape).to(weight.dtype) for synapses in blocks
+            ]
         return self.layout.join(rates)
+
+    def factor(self, synapses: Synapses) -> Tensor:
+        """The factor of a rate rule, which broadcasts to the shape of ``synapses.weight``."""
+        rate = cast(RateRule, self.mechanism).rule(synapses)
+        shape = synapses.weight.shape
+        self._check(rate, shape[:1], shape)
+        return rate.reshape(-1, *[1] * (len(shape) - 1)) if rate.ndim == 1 else rate
 
     def rewire(
         self,
@@ -136,32 +139,40 @@ class Claim:
     ) -> Rewiring:
         """The outcome of a structure rule, in the shape of ``weight`` as torch stores it."""
         self.memory.settle()
-        changed, values = [], []
-        blocks = self._blocks(*self._shown(weight, gradient, companions), alone=False)
-        before = self._kept()
-        for synapses in blocks:
-            returned = cast(StructureRule, self.mechanism).rule(synapses)
-            if not isinstance(returned, tuple) or len(returned) != 2:
-                raise ValueError(
-                    f"the structure rule of {type(self.mechanism).__name__} returned "
-                    f"{type(returned).__name__} for {self.name}; expected two tensors: "
-                    "bouton.Rewiring(changed, values)"
-                )
-            self._check(returned[0], [synapses.weight.shape], dtype=torch.bool)
-            self._check(returned[1], [synapses.weight.shape])
-            changed.append(returned[0])
-            values.append(returned[1].to(weight.dtype))
+        blocks = self.blocks(*self._shown(weight, gradient, companions), alone=False)
+        with self.kept(skipped):
+            rewired = [self.rewiring(synapses) for synapses in blocks]
+        values = self.layout.join([block.values.to(weight.dtype) for block in rewired])
+        return Rewiring(self.layout.join([block.changed for block in rewired]), values)
+
+    def rewiring(self, synapses: Synapses) -> Rewiring:
+        """The outcome of a structure rule on some synapses."""
+        returned = cast(StructureRule, self.mechanism).rule(synapses)
+        if not isinstance(returned, tuple) or len(returned) != 2:
+            raise ValueError(
+                f"the structure rule of {type(self.mechanism).__name__} returned "
+                f"{type(returned).__name__} for {self.name}; expected two tensors: "
+                "bouton.Rewiring(changed, values)"
+            )
+        self._check(returned[0], synapses.weight.shape, dtype=torch.bool)
+        self._check(returned[1], synapses.weight.shape)
+        return Rewiring(*returned)
+
+    @contextmanager
+    def kept(self, skipped: Tensor | None) -> Iterator[None]:
+        """Give states back what they held before this context, on the device, where the step was none."""
+        if skipped is None:
+            yield
+            return
+        before = [
+            {name: tensor.clone() for name, tensor in state.items()} for state in self.memory.states
+        ]
+        yield
         self._take_back(before, skipped)
-        return Rewiring(self.layout.join(changed), self.layout.join(values))
 
-    def _kept(self) -> list[dict[str, Tensor]]:
-        return [dict(state) for state in self.memory.states]
-
-    def _take_back(self, before: list[dict[str, Tensor]], skipped: Tensor | None) -> None:
-        """Give states back what they held, on the device, where the step was none."""
-        if skipped is not None:
-            for state, old in zip(self.memory.states, before, strict=True):
-                state |= {name: torch.where(skipped == 0, state[name], old[name]) for name in old}
+    def _take_back(self, before: list[dict[str, Tensor]], skipped: Tensor) -> None:
+        for state, old in zip(self.memory.states, before, strict=True):
+            state |= {name: torch.where(skipped == 0, state[name], old[name]) for name in old}
 
     def _shown(
         self, weight: Tensor, gradient: Tensor | None, companions: Sequence[Tensor]
@@ -179,52 +190,61 @@ class Claim:
         plain = layout.blocks == 1 and (not layout.transposed or weight.ndim == 2)
         return mechanism.in_parts and at_step and plain and all_hold_a_part(weight)
 
-    def _blocks(
+    def blocks(
         self,
         weight: Tensor,
         gradient: Tensor | None = None,
         companions: Sequence[Tensor] = (),
         alone: bool = True,
     ) -> list[Synapses]:
+        """What the rule sees of detached tensors: one part for each block of the weight."""
         # Weights change block by block; a layer's output has one node for all of its blocks.
         view = self.layout.split if self.mechanism.site in ("rate", "structure") else self._units
-        weights = view(weight.detach())
+        weights = view(weight)
+        self.refuse_sparse(gradient)
+        gradients = None if gradient is None else view(gradient.detach())
+        beside = [view(companion) for companion in companions]
+        memory = self.memory
+        if not memory.states:
+            memory.states = [{} for _ in weights]
+        found, start = [], 0
+        for block, state in enumerate(memory.states):
+            for name, tensor in state.items():
+                if tensor.device != weight.device:  # the model was moved since
+                    state[name] = tensor.to(weight.device)
+            synapses = Synapses(
+                weight=weights[block],
+                gradient=None if gradients is None else gradients[block],
+                state=state,
+                step=memory.step,
+                axis=self.layout.output_axis,
+                stream=memory.stream,
+                companions=tuple([views[block] for views in beside]),
+                depth=self.depth,
+                name=self.name,
+                alone=alone,
+                start=start,
+            )
+            found.append(synapses)
+            start += weights[block].numel()
+        return found
+
+    def refuse_sparse(self, gradient: Tensor | None) -> None:
+        """Refuse a gradient that holds some entries only.
+
+        Raises:
+            ValueError: it does.
+        """
         if gradient is not None and gradient.layout != torch.strided:
             raise ValueError(
                 f"{self.name} has a sparse gradient ({gradient.layout}), and "
                 f"{type(self.mechanism).__name__} acts on dense ones; use sparse=False where it is made"
             )
-        gradients = [None] * len(weights) if gradient is None else view(gradient.detach())
-        beside = [view(companion.detach()) for companion in companions]
-        memory = self.memory
-        if not memory.states:
-            memory.states = [{} for _ in weights]
-        for state in memory.states:
-            for name, tensor in state.items():
-                if tensor.device != weight.device:  # the model was moved since
-                    state[name] = tensor.to(weight.device)
-        return [
-            Synapses(
-                weight=weights[block],
-                gradient=gradients[block],
-                state=state,
-                step=memory.step,
-                axis=self.layout.output_axis,
-                stream=memory.stream,
-                companions=tuple(views[block] for views in beside),
-                depth=self.depth,
-                name=self.name,
-                alone=alone,
-            )
-            for block, state in enumerate(memory.states)
-        ]
 
     def _units(self, tensor: Tensor) -> tuple[Tensor]:
         return (self.layout.units(tensor),)
 
-    def _check(
-        self, returned: object, expected: list[torch.Size], dtype: torch.dtype | None = None
-    ) -> None:
+    def _check(self, returned: object, *expected: torch.Size, dtype: torch.dtype | None = None) -> None:
         if isinstance(returned, Tensor):
             if returned.shape in expected and dtype in (None, returned.dtype):
                 return

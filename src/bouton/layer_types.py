@@ -50,9 +50,15 @@ class Layout:
         blocks: Tensor = tensor.unflatten(0, (self.transposed, -1))
         return blocks.transpose(1, 2).flatten(0, 1)
 
+    @property
+    def views(self) -> bool:
+        """Whether what :meth:`nodes` and :meth:`split` give are views, through which a weight can be set."""
+        return self.transposed <= 1
+
     def split(self, tensor: Tensor) -> tuple[Tensor, ...]:
         """See a weight-shaped tensor as its blocks, each ``[node, fan-in...]``."""
-        return self.nodes(tensor).tensor_split(self.blocks)
+        nodes = self.nodes(tensor)
+        return (nodes,) if self.blocks == 1 else nodes.tensor_split(self.blocks)
 
     def join(self, blocks: list[Tensor]) -> Tensor:
         """The inverse of :meth:`split`."""

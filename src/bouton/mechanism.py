@@ -14,7 +14,7 @@ from typing import Any, Self, TypeVar
 
 from torch import Tensor, nn
 
-from bouton.sites import Synapses
+from bouton.sites import Deviation, Synapses
 from bouton.synapse import SynapseGroup
 
 Where = str | Sequence[str] | Callable[[str, nn.Module], bool] | None
@@ -66,6 +66,8 @@ class Mechanism:
         False  # wiring site, backward: the rule's error goes to the first layer, and forward from there
     )
     in_parts = False  # rate, structure: the rule takes a weight of fully_shard as a DTensor, and not whole
+    blind = False  # rate: the rule reads neither weight nor gradient, only its state and its survey
+    rowwise = False  # rate, structure: the rule may be given some of the nodes at a time
     observes = False  # any site: call `observe` after each forward pass in training mode
 
     def serves(self, group: SynapseGroup) -> str | None:
@@ -75,6 +77,22 @@ class Mechanism:
     def prepare(self, synapses: Synapses) -> dict[str, Tensor]:
         """The state that the rule needs on this weight, made once by ``attach``."""
         return {}
+
+    def survey(self, synapses: Synapses) -> dict[str, Tensor]:
+        """What the rule needs to know of the whole weight, such as a mean: once a step, before it is made.
+
+        The rule of a ``blind`` or ``rowwise`` mechanism finds it in ``self.surveyed(synapses)``. Entries
+        with as many rows as the weight has nodes are given to it row by row.
+        """
+        return {}
+
+    def surveyed(self, synapses: Synapses) -> Mapping[str, Tensor]:
+        """What :meth:`survey` found; it is asked now where it was not yet."""
+        return self.survey(synapses) if synapses.survey is None else synapses.survey
+
+    def deviation(self, synapses: Synapses) -> Deviation | None:
+        """What ``rule`` returns at the rate site as a :class:`bouton.Deviation`, where that is less work."""
+        return None
 
     def observe(self, synapses: Synapses, output: Tensor) -> None:
         """See a layer's raw output, detached; for a mechanism that ``observes``.

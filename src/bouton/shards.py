@@ -7,12 +7,13 @@ Such a weight is a DTensor: each process holds some of its rows. Rules see it as
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 from torch import Tensor, nn
 
+_NOTHING_SPREAD = nullcontext()
 _FLAT = (
     "{} is sharded by FullyShardedDataParallel, which keeps the weights of several layers in one flat "
     "parameter, so that no rule sees a layer's weight; use torch.distributed.fsdp.fully_shard instead, "
@@ -65,16 +66,13 @@ def all_hold_a_part(tensor: Tensor) -> bool:
     return min(sizes, default=1) > 0
 
 
-@contextmanager
-def mixing() -> Iterator[None]:
+def mixing() -> AbstractContextManager[None]:
     """Inside this context, a whole tensor that is the same in all processes goes with spread ones."""
     if _loaded("tensor") is None:
-        yield
-        return
+        return _NOTHING_SPREAD
     from torch.distributed.tensor.experimental import implicit_replication
 
-    with implicit_replication():
-        yield
+    return implicit_replication()
 
 
 def refuse_flat(model: nn.Module) -> None:

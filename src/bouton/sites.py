@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from bouton.draws import Key, normal, uniform
 from bouton.passage import Passage
 from bouton.processes import summed
 from bouton.shards import spread
@@ -18,24 +21,29 @@ from bouton.shards import spread
 class RandomStream:
     """Random draws that depend on a seed, a name and how often was drawn, and on nothing else.
 
-    Each call of :meth:`generator` is seeded afresh, so that the whole state is one integer, and the
-    draws of one mechanism on one weight do not depend on which others are attached.
+    Each draw has a key of its own, so that the whole state is one integer, and the draws of one mechanism on
+    one weight do not depend on which others are attached.
     """
 
     seed: int
     name: str
     count: int = 0
 
+    def key(self) -> Key:
+        """The key of the next draw."""
+        text = f"{self.seed}/{self.name}/{self.count}".encode()
+        self.count += 1
+        digest = hashlib.blake2b(text, digest_size=8).digest()
+        return int.from_bytes(digest[:4], "big"), int.from_bytes(digest[4:], "big")
+
     def generator(self, device: torch.device) -> torch.Generator:
         """A generator for the next draw."""
-        key = f"{self.seed}/{self.name}/{self.count}".encode()
-        self.count += 1
-        digest = hashlib.blake2b(key, digest_size=8).digest()
+        high, low = self.key()
         # torch takes seeds up to 2**63 - 1 on every device
-        return torch.Generator(device).manual_seed(int.from_bytes(digest, "big") >> 1)
+        return torch.Generator(device).manual_seed((high << 32 | low) >> 1)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Synapses:
     """What a rule sees: one weight tensor as ``[node, fan-in...]``, and what belongs to it.
 
@@ -43,7 +51,7 @@ class Synapses:
         weight: the weight, detached; at the rate site, its value before the optimizer's step.
         gradient: the gradient in the same shape where there is one, as at the rate and structure sites.
         state: the mechanism's own tensors on this weight, made by :meth:`Mechanism.prepare`; a rule may
-            replace its entries.
+            replace its entries, and a ``rowwise`` one must change them in place.
         step: optimizer steps since ``attach``; at the rate and structure sites this one is counted, except
             where gradients are scaled, which comes before it.
         axis: the axis of the layer's output that holds the nodes, counted from the end.
@@ -53,6 +61,8 @@ class Synapses:
         name: the weight's name in the model's ``state_dict()``, of several the first of a layer.
         stream: where random draws come from.
         alone: True outside of the optimizer's step, where other processes may be doing something else.
+        start: the place of the first of these synapses in the whole weight, counted row by row.
+        survey: what :meth:`Mechanism.survey` found on the whole weight; None where it was not asked yet.
     """
 
     weight: Tensor
@@ -65,11 +75,30 @@ class Synapses:
     depth: float = 0.0
     name: str = ""
     alone: bool = True
+    start: int = 0
+    survey: Mapping[str, Tensor] | None = None
 
     @property
     def fan_in(self) -> int:
         """Number of synapses of one node."""
         return self.weight.shape[1:].numel() if len(self.weight) else 0
+
+    def rows(self, first: int, end: int) -> Synapses:
+        """The synapses of some of the nodes, which draw what they draw as a part of the whole."""
+        nodes = len(self.weight)
+
+        def part(tensor: Tensor) -> Tensor:
+            return tensor[first:end] if tensor.ndim and len(tensor) == nodes else tensor
+
+        return dataclasses.replace(
+            self,
+            weight=self.weight[first:end],
+            gradient=None if self.gradient is None else self.gradient[first:end],
+            state={name: part(tensor) for name, tensor in self.state.items()},
+            companions=tuple(part(companion) for companion in self.companions),
+            start=self.start + first * self.fan_in,
+            survey=None if self.survey is None else {n: part(t) for n, t in self.survey.items()},
+        )
 
     def total(self, tensor: Tensor) -> Tensor:
         """The sum of a tensor over all processes that train this model together.
@@ -90,22 +119,23 @@ class Synapses:
         return spread(tensor, self.weight)
 
     def generator(self) -> torch.Generator:
-        """A generator for the next draw, on the weight's device."""
+        """A generator for the next draw, on the weight's device; other devices draw other numbers."""
         return self.stream.generator(self.weight.device)
 
     def uniform(self, low: float | Tensor, high: float | Tensor) -> Tensor:
-        """Draw from U[low, high] in the shape of the weight, for 16-bit weights in float32."""
-        return low + (high - low) * self.laid_out(self._empty().uniform_(generator=self.generator()))
+        """Draw from U[low, high) in the shape of the weight, the same on every device."""
+        return self._drawn(uniform).mul_(high - low).add_(low)
 
     def normal(self) -> Tensor:
-        """Draw from N(0, 1) in the shape of the weight, for 16-bit weights in float32."""
-        return self.laid_out(self._empty().normal_(generator=self.generator()))
+        """Draw from N(0, 1) in the shape of the weight, the same on every device up to rounding."""
+        return self._drawn(normal)
 
-    def _empty(self) -> Tensor:
-        # of the whole weight and contiguous, so that draws depend neither on the number of processes nor on
-        # the weight's memory format; a 16-bit draw has so few values that its mean is off
-        dtype = torch.promote_types(self.weight.dtype, torch.float32)
-        return torch.empty(self.weight.shape, dtype=dtype, device=self.weight.device)
+    def _drawn(self, draw: Callable[..., Tensor]) -> Tensor:
+        weight = self.weight
+        # of the whole weight, so that draws do not depend on the number of processes; in float32 at least,
+        # because a 16-bit draw has so few values that its mean is off
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        return self.laid_out(draw(self.stream.key(), weight.shape, dtype, weight.device, self.start))
 
 
 class Rewiring(NamedTuple):
@@ -116,6 +146,16 @@ class Rewiring(NamedTuple):
 
     changed: Tensor
     values: Tensor
+
+
+class Deviation(NamedTuple):
+    """A rate as what it differs from 1 by: ``1 + scale * values``.
+
+    ``values`` has the shape of the weight, or one that broadcasts to it, and any real type.
+    """
+
+    values: Tensor
+    scale: float = 1.0
 
 
 class WiringRule(Protocol):
@@ -146,7 +186,11 @@ class ErrorRule(Protocol):
 
 
 class RateRule(Protocol):
-    """Update: a factor ``[node]`` or ``[node, fan-in...]`` for the applied update of each synapse."""
+    """Update: a factor ``[node]`` or ``[node, fan-in...]`` for the applied update of each synapse.
+
+    To be cheap, a mechanism may say more of its rule: see ``blind`` and ``rowwise`` of
+    :class:`bouton.Mechanism`, and its methods ``survey`` and ``deviation``.
+    """
 
     def rule(self, synapses: Synapses) -> Tensor:
         """The factor."""

@@ -14,9 +14,13 @@ from bouton.synapse import SynapseGroup
 
 
 @torch.no_grad()
-@mixing()
 def stats_of(claim: Claim, group: SynapseGroup) -> dict[str, float]:
     """The numbers of one claim (:meth:`bouton.Attachment.stats`); its state and draws stay as they are."""
+    with mixing():
+        return _stats_of(claim, group)
+
+
+def _stats_of(claim: Claim, group: SynapseGroup) -> dict[str, float]:
     claim.memory.settle()
     site = claim.mechanism.site
     if site == "structure":

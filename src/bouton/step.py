@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from functools import partial, reduce
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,12 +15,15 @@ from bouton.callers import is_rehearsal, is_within_step
 from bouton.claim import Claim, Claims, claims_at
 from bouton.compiled import keep_out_of_graphs
 from bouton.moments import fresh_moments, reset_moments
+from bouton.rates import all_blind, rescale_copied, rescale_known, survey
 from bouton.shards import local, mixing, refuse_part_of_flat, spread
+from bouton.sites import Synapses
 from bouton.skipped import Verdict
 from bouton.snapshot import Snapshot, take_snapshots
 from bouton.stored import read_weight
 from bouton.switch import Switch
 from bouton.synapse import SynapseGroup
+from bouton.updates import Rescale, known_update
 
 _IN_NO_GRAPH = "bouton acts around an optimizer's step; compile the step without fullgraph=True"
 
@@ -44,6 +47,8 @@ class StepHook:
         self._rates = claims_at(claims, "rate")
         self._gradient_rates = claims_at(claims, "rate", scope="gradient")
         self._structures = claims_at(claims, "structure")
+        self._weights = dict.fromkeys([*self._rates, *self._gradient_rates, *self._structures])
+        self._blind = {group: all_blind(group, own) for group, own in self._rates.items()}
         self._fresh = {
             group: fresh_moments(optimizer, group.weight)
             for group, own in self._structures.items()
@@ -51,7 +56,10 @@ class StepHook:
         }
         self._depth = 0  # of step within step
         self._rehearsed = False  # the step that is under way is none
-        self._before: dict[SynapseGroup, Snapshot] = {}  # before the step that is under way
+        # what is known of weights from before the step that is under way
+        self._before: dict[SynapseGroup, Snapshot] = {}
+        self._known: dict[SynapseGroup, Rescale] = {}
+        self._surveyed: dict[SynapseGroup, list[list[Synapses]]] = {}
         self._handles: list[RemovableHandle] = []
         self._hook()
 
@@ -73,9 +81,8 @@ class StepHook:
         # what is kept alive, and what a copy would hook again
         self._handles, self._optimizer, self._claims = [], None, []
         self._rates, self._gradient_rates, self._structures, self._fresh = {}, {}, {}, {}
-        self._sources = {}
+        self._weights, self._blind, self._sources = {}, {}, {}
 
-    @mixing()
     def remodel(self) -> None:
         """Run every structure mechanism once, now.
 
@@ -84,13 +91,14 @@ class StepHook:
         """
         if not self._structures:
             raise ValueError("no structure mechanism is attached; add one, such as SpineRemodeling()")
-        for group, claims in self._structures.items():
-            _check_same_weight(group)
-            for claim in _in_order(claims):
-                self._rewire(group, claim)
+        with mixing():
+            for group, claims in self._structures.items():
+                _check_same_weight(group)
+                for claim in _in_order(claims):
+                    self._rewire(group, claim)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_handles": [], "_before": {}, "_depth": 0}
+        return {**self.__dict__, "_handles": [], "_before": {}, "_known": {}, "_surveyed": {}, "_depth": 0}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -100,11 +108,6 @@ class StepHook:
     def _acts(self) -> bool:
         return self._switch.on and not self._rehearsed
 
-    def _weights(self) -> dict[SynapseGroup, None]:
-        return dict.fromkeys([*self._rates, *self._gradient_rates, *self._structures])
-
-    @torch.no_grad()
-    @mixing()
     def _before_step(self, optimizer: Optimizer, *arguments: Any) -> None:
         # torch hooks the step of every class: where a subclass calls super().step(), hooks run twice.
         # A depth left over from a step that raised is told from that by a look at the stack.
@@ -114,40 +117,59 @@ class StepHook:
         self._depth = 1
         self._rehearsed = is_rehearsal()
         if self._acts:
-            for group in self._weights():
+            for group in self._weights:
                 _check_same_weight(group)
-            self._before = take_snapshots(self._rates)
+            if self._rates:
+                with torch.no_grad(), mixing():
+                    self._look(optimizer)
 
-    @torch.no_grad()
-    @mixing()
+    def _look(self, optimizer: Optimizer) -> None:
+        """See weights before they change, as far as is needed to scale the change."""
+        self._before, self._surveyed, self._known = {}, {}, {}
+        if getattr(optimizer, "found_inf", None) is None:
+            groups = [group for group in self._rates if self._blind[group]]
+            settings = {w: own for own in optimizer.param_groups for w in own["params"]} if groups else {}
+            for group in groups:
+                rescale = known_update(optimizer, group.weight, settings[group.weight])
+                if rescale is not None:
+                    self._known[group] = rescale
+                    self._surveyed[group] = [survey(group, claim) for claim in self._rates[group]]
+        self._before = take_snapshots(group for group in self._rates if group not in self._known)
+
     def _after_step(self, optimizer: Optimizer, *arguments: Any) -> None:
         self._depth -= 1
         if self._depth or not self._acts:
             return
         # A fused optimizer under GradScaler is stepped even where it skips, and says so on the device.
         skipped = getattr(optimizer, "found_inf", None)
-        before_step = []
+        if skipped is None:
+            for _, claim in self._claims:
+                claim.memory.settle()
+                claim.memory.step += 1
+            self._act(None)
+            return
+        verdict, before_step = Verdict(skipped), []
         for _, claim in self._claims:
             claim.memory.settle()
             before_step.append(claim.memory.counts)
             claim.memory.step += 1
-        for group, claims in self._rates.items():
-            before, weight = self._before.pop(group), group.weight
-            rates = [
-                claim.rate(before.effective, weight.grad, before.companions, skipped, alone=False)
-                for claim in claims
-            ]
-            rate = reduce(torch.mul, [local(spread(rate, weight)) for rate in rates])
-            # lerp, not before + rate * (weight - before): where the rate is 1 it keeps the weight's bits
-            torch.lerp(local(before.stored), local(weight), rate, out=local(weight))
+        self._act(skipped)
+        for (_, claim), counts in zip(self._claims, before_step, strict=True):
+            claim.memory.doubt = (verdict, claim.memory.counts.since(counts))
+
+    def _act(self, skipped: Tensor | None) -> None:
+        if self._rates:
+            with torch.no_grad(), mixing():
+                for group, claims in self._rates.items():
+                    if group in self._before:
+                        rescale_copied(group, claims, self._before.pop(group), skipped)
+                    elif group.weight.grad is not None:
+                        rescale_known(group, claims, self._surveyed.pop(group), self._known.pop(group))
         for group, claims in self._structures.items():
             for claim in _in_order(claims):
                 if claim.memory.step % claim.mechanism.every == 0 and group.weight.grad is not None:
-                    self._rewire(group, claim)
-        if skipped is not None:
-            verdict = Verdict(skipped)
-            for (_, claim), counts in zip(self._claims, before_step, strict=True):
-                claim.memory.doubt = (verdict, claim.memory.counts.since(counts))
+                    with mixing():
+                        self._rewire(group, claim)
 
     def _scale_gradient(self, group: SynapseGroup, gradient: Tensor) -> Tensor:
         if self._switch.on:
@@ -187,7 +209,7 @@ def check_free(optimizer: Optimizer | None, groups: Iterable[SynapseGroup]) -> N
         group.weight
         for hook in optimizer._optimizer_step_post_hooks.values()
         if isinstance(owner := getattr(hook, "__self__", None), StepHook)
-        for group in owner._weights()
+        for group in owner._weights
     }
     for group in groups:
         if group.weight in taken:

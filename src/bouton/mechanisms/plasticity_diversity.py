@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch
 from torch import Tensor
 
 from bouton.mechanism import Mechanism, checked_clip, register
 from bouton.mechanisms.rate_laws import CONSTANT, LAWS, Law
+from bouton.mechanisms.sizes import wide
 from bouton.processes import process_count
-from bouton.sites import Synapses
+from bouton.sites import Deviation, Synapses
 from bouton.synapse import SynapseGroup
 
 _COUNTED_APART = (
@@ -25,11 +27,14 @@ _COUNTED_APART = (
     neutral=(
         *({"nu": 0.0, "distribution": name} for name in LAWS),
         {"nu": 0.0, "scope": "gradient"},
+        {"nu": 0.0, "stored": False},
     ),
     examples=(
         # a short period, so that short runs see rates change
         *({"distribution": name, "decay": 0.5, "period": 2} for name in LAWS),
         {"scope": "gradient"},
+        {"stored": False},
+        {"stored": False, "distribution": "weight"},
     ),
 )
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +66,10 @@ class PlasticityDiversity(Mechanism):
         clip: bounds of ``r``, or None.
         decay: share of ``r - 1`` that a period leaves under the ``"temporal"`` law, 0 to 1.
         period: optimizer steps from one decay to the next under the ``"temporal"`` law.
+        stored: keep what is drawn, in 2 bytes for each synapse (4 under the ``"temporal"`` law). False keeps
+            nothing and makes the same draws again in every step: no memory for some more time. What is
+            drawn then is the same on every device, for ``"uniform"``, ``"depth"`` and the laws that follow
+            to the bit, of 2**16 values; ``"gamma"``, ``"beta"`` and ``"temporal"`` cannot be made again.
         where: see :class:`bouton.Mechanism`.
 
     Raises:
@@ -101,6 +110,7 @@ class PlasticityDiversity(Mechanism):
     clip: tuple[float, float] | None = (0.5, 2.0)
     decay: float = 0.9995
     period: int = 100
+    stored: bool = True
 
     site = "rate"
     in_parts = True
@@ -123,6 +133,15 @@ class PlasticityDiversity(Mechanism):
                 f"PlasticityDiversity(period={self.period!r}): use a whole number of optimizer steps from 1"
             )
 
+        if not isinstance(self.stored, bool):
+            raise ValueError(f"PlasticityDiversity(stored={self.stored!r}): use True or False")
+        if not self.stored and not self.law.seedable:
+            able = ", ".join(name for name, law in LAWS.items() if law.seedable)
+            raise ValueError(
+                f"PlasticityDiversity(stored=False) cannot repeat the draws of {self.distribution!r}; use "
+                f"stored=True, or one of: {able}"
+            )
+
     def serves(self, group: SynapseGroup) -> str | None:
         if self.observes and self.scope == "gradient" and process_count() > 1:
             return _COUNTED_APART
@@ -140,6 +159,14 @@ class PlasticityDiversity(Mechanism):
     def observes(self) -> bool:  # type: ignore[override]
         return self.law.observe is not None
 
+    @property
+    def blind(self) -> bool:  # type: ignore[override]
+        return self.law.blind
+
+    @property
+    def rowwise(self) -> bool:  # type: ignore[override]
+        return self.law.rowwise
+
     def prepare(self, synapses: Synapses) -> dict[str, Tensor]:
         return self.law.prepare(synapses, self)
 
@@ -147,7 +174,16 @@ class PlasticityDiversity(Mechanism):
         if self.law.observe is not None:
             self.law.observe(synapses, output)
 
-    def rule(self, synapses: Synapses) -> Tensor:
+    def survey(self, synapses: Synapses) -> dict[str, Tensor]:
         if self.observes and self.scope == "gradient" and process_count() > 1:  # started since attach
             raise ValueError(f"PlasticityDiversity(distribution={self.distribution!r}): {_COUNTED_APART}")
-        return self.law.rate(synapses, self)
+        return self.law.survey(synapses) if self.law.survey else {}
+
+    def deviation(self, synapses: Synapses) -> Deviation:
+        return self.law.deviation(synapses, self, self.surveyed(synapses))
+
+    def rule(self, synapses: Synapses) -> Tensor:
+        values, scale = self.deviation(synapses)
+        # in one operation, in the wider of both types
+        one = torch.ones((), dtype=wide(synapses.weight.dtype), device=values.device)
+        return torch.add(one, values, alpha=scale).expand(synapses.weight.shape)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from bouton.draws import normal, short_bits
 from bouton.mechanisms.sizes import sizes
-from bouton.sites import Synapses
+from bouton.sites import Deviation, RandomStream, Synapses
 
 ACTIVE = 0.01  # a node is active where the size of its output is above this
 
@@ -29,56 +30,99 @@ class Settings(Protocol):
     @property
     def period(self) -> int: ...
 
+    @property
+    def stored(self) -> bool: ...
+
 
 Draw = Callable[[Synapses, float], Tensor]
+Survey = Callable[[Synapses], dict[str, Tensor]]
 
 
 class Law(NamedTuple):
     """How rates come about.
 
-    ``prepare`` draws the law's state at ``attach``. ``rate`` makes a step's rates, in the shape of the
-    weight, and the same ones however often it is called in that step. ``observe`` sees the layer's outputs.
+    ``prepare`` draws the law's state at ``attach``. ``deviation`` makes a step's rates, and the same ones
+    however often it is called in that step. ``survey`` and ``observe`` are those of the mechanism, and so
+    are ``blind`` and ``rowwise``. ``seedable``: the state is not needed, because a draw can be repeated.
     """
 
     prepare: Callable[[Synapses, Settings], dict[str, Tensor]]
-    rate: Callable[[Synapses, Settings], Tensor]
+    deviation: Callable[[Synapses, Settings, Mapping[str, Tensor]], Deviation]
+    survey: Survey | None = None
     observe: Callable[[Synapses, Tensor], None] | None = None
+    blind: bool = True
+    rowwise: bool = True
+    seedable: bool = True
 
 
-def _clipped(rate: Tensor, settings: Settings) -> Tensor:
-    return rate if settings.clip is None else rate.clamp_(*settings.clip)
+CONSTANT = Law(lambda *_: {}, lambda synapses, *_: Deviation(synapses.weight.new_zeros(()), 0.0))
 
 
-def _kept(synapses: Synapses, settings: Settings) -> Tensor:
-    return synapses.state["rate"]
+def _clipped(values: Tensor, settings: Settings, largest: float) -> Tensor:
+    """Deviations over nu, of which none is beyond ``largest``, so that rates keep within their bounds."""
+    nu, clip = settings.nu, settings.clip
+    if clip is None or (clip[0] <= 1 - nu * largest and 1 + nu * largest <= clip[1]):
+        return values
+    low, high = ((bound - 1) / nu for bound in clip)
+    return values.clamp(low, high) if values.is_floating_point() else values.float().clamp_(low, high)
 
 
-def _drawn_once(draw: Draw) -> Law:
-    """Rates that are drawn once and stay."""
+# Laws that stay as they are drawn: of mean 1 and relative spread nu > 0. Each draws (r - 1) / nu. Kept in
+# 16 bits that is exact to 2**-12 of nu.
 
+
+def _drawn_once(draw: Draw, seeded: Draw | None = None) -> Law:
     def prepare(synapses: Synapses, settings: Settings) -> dict[str, Tensor]:
-        rate = _clipped(draw(synapses, settings.nu), settings)
-        return {"rate": rate.to(synapses.weight.dtype)}
+        if not settings.stored:
+            return {}
+        drawn = draw(synapses, settings.nu)
+        return {"deviation": _clipped(drawn, settings, torch.inf).to(torch.float16)}
 
-    return Law(prepare, _kept)
+    def deviation(synapses: Synapses, settings: Settings, known: Mapping[str, Tensor]) -> Deviation:
+        if settings.stored:
+            return Deviation(synapses.state["deviation"], settings.nu)
+        assert seeded is not None
+        drawn = seeded(synapses, settings.nu)
+        return _whole(drawn, settings, torch.inf if drawn.is_floating_point() else 1.0)
+
+    return Law(prepare, deviation, seedable=seeded is not None)
 
 
-CONSTANT = Law(lambda synapses, settings: {"rate": torch.ones_like(synapses.weight)}, _kept)
+def _whole(values: Tensor, settings: Settings, largest: float) -> Deviation:
+    """A deviation of drawn values, where whole numbers stand for themselves over 2**15."""
+    if values.is_floating_point():
+        return Deviation(_clipped(values, settings, largest), settings.nu)
+    if _clipped(values, settings, largest) is values:
+        return Deviation(values, settings.nu / 2**15)
+    return Deviation(_clipped(values.float().mul_(2.0**-15), settings, largest), settings.nu)
 
 
-# Laws that stay as they are drawn: mean 1 and relative spread nu > 0.
+def _again(synapses: Synapses) -> RandomStream:
+    """The stream of a draw that is repeated in every step."""
+    return RandomStream(synapses.stream.seed, synapses.stream.name)
+
+
+def _seeded_uniform(synapses: Synapses, nu: float) -> Tensor:
+    weight, key = synapses.weight, _again(synapses).key()
+    drawn = short_bits(key, weight.numel(), weight.device, synapses.start)
+    return synapses.laid_out(drawn.reshape(weight.shape))
+
+
+def _seeded_normal(synapses: Synapses, nu: float) -> Tensor:
+    weight, key = synapses.weight, _again(synapses).key()
+    return synapses.laid_out(normal(key, weight.shape, torch.float32, weight.device, synapses.start))
 
 
 def _uniform(synapses: Synapses, nu: float) -> Tensor:
-    return synapses.uniform(1 - nu, 1 + nu)
+    return synapses.uniform(-1, 1)
 
 
 def _normal(synapses: Synapses, nu: float) -> Tensor:
-    return 1 + nu * synapses.normal()
+    return synapses.normal()
 
 
-def _lognormal(synapses: Synapses, nu: float) -> Tensor:
-    return torch.exp(nu * synapses.normal() - nu**2 / 2)  # E[exp(N(m, s))] = exp(m + s^2 / 2)
+def _as_lognormal(drawn: Tensor, nu: float) -> Tensor:
+    return drawn.mul_(nu).sub_(nu**2 / 2).expm1_().div_(nu)  # E[exp(N(m, s))] = exp(m + s^2 / 2)
 
 
 def _standard_gamma(synapses: Synapses, shape: float) -> Tensor:
@@ -88,91 +132,110 @@ def _standard_gamma(synapses: Synapses, shape: float) -> Tensor:
 
 
 def _gamma(synapses: Synapses, nu: float) -> Tensor:
-    return _standard_gamma(synapses, nu**-2) * nu**2
+    return (_standard_gamma(synapses, nu**-2) * nu**2 - 1) / nu
 
 
 def _beta(synapses: Synapses, nu: float) -> Tensor:
-    # Beta(a, a) = X / (X + Y) for X, Y ~ Gamma(a), stretched from [0, 1] to [1 - nu, 1 + nu]
+    # Beta(a, a) = X / (X + Y) for X, Y ~ Gamma(a), stretched from [0, 1] to [-1, 1]
     x, y = _standard_gamma(synapses, 1 / nu), _standard_gamma(synapses, 1 / nu)
-    return 1 - nu + 2 * nu * x / (x + y)
+    return 2 * x / (x + y) - 1
 
 
-def _depth(synapses: Synapses, nu: float) -> Tensor:
-    return _uniform(synapses, nu * (1 - synapses.depth / 2))
+def _depth_of(synapses: Synapses) -> float:
+    return 1 - synapses.depth / 2
 
 
-# Laws that follow something: 1 + deviation * factor, where the deviation from 1 is drawn once.
+# Laws that follow something: 1 + nu * deviation * factor, where the deviation is drawn once.
 
 
-def _deviation(synapses: Synapses, settings: Settings) -> dict[str, Tensor]:
-    deviation = synapses.uniform(-settings.nu, settings.nu)
-    return {"deviation": deviation.to(synapses.weight.dtype)}
+def _prepared(synapses: Synapses, settings: Settings) -> dict[str, Tensor]:
+    return {"deviation": synapses.uniform(-1, 1).to(torch.float16)} if settings.stored else {}
 
 
-def _follow_weight(synapses: Synapses, settings: Settings) -> Tensor:
+def _times(synapses: Synapses, settings: Settings, factor: Tensor, largest: float) -> Deviation:
+    if settings.stored:
+        values = torch.mul(synapses.state["deviation"], factor)
+    else:
+        values = _seeded_uniform(synapses, settings.nu) * factor.mul(2.0**-15)
+    return Deviation(_clipped(values, settings, largest), settings.nu)
+
+
+def _mean_size(synapses: Synapses) -> dict[str, Tensor]:
     size = sizes(synapses.weight)
-    if not size.numel():
-        return size
-    mean = size.mean().clamp_min(torch.finfo(size.dtype).tiny)  # 0 where all weights are 0
+    mean = size.mean() if size.numel() else size.sum()
+    return {"mean": mean.clamp_min(torch.finfo(size.dtype).tiny)}  # 0 where all weights are 0
+
+
+def _follow_weight(synapses: Synapses, settings: Settings, known: Mapping[str, Tensor]) -> Deviation:
     # in place, and with the sign where it costs no pass of its own: 2 - |w| / mean, bounded
-    factor = size.div_(-mean).clamp_(-1.5, -0.5).add_(2)
-    return _clipped(factor.mul_(synapses.state["deviation"]).add_(1), settings)
+    factor = sizes(synapses.weight).div_(-known["mean"]).clamp_(-1.5, -0.5).add_(2)
+    return _times(synapses, settings, factor, 1.5)
 
 
-def _deviation_and_activity(synapses: Synapses, settings: Settings) -> dict[str, Tensor]:
-    nodes = torch.zeros(len(synapses.weight), dtype=torch.int64, device=synapses.weight.device)
-    return {**_deviation(synapses, settings), "active": nodes, "recent": nodes.clone()}
+def _prepared_to_count(synapses: Synapses, settings: Settings) -> dict[str, Tensor]:
+    # in float64, which counts exactly to 2**53
+    nodes = torch.zeros(len(synapses.weight), dtype=torch.float64, device=synapses.weight.device)
+    return {**_prepared(synapses, settings), "active": nodes, "recent": nodes.clone()}
 
 
 def _count_active(synapses: Synapses, output: Tensor) -> None:
-    active = (output.abs() > ACTIVE).unsqueeze(0)  # an output may have the node axis alone
+    # as numbers and not as a mask, over which sums are slow
+    active = output.abs().float().unsqueeze(0)  # an output may have the node axis alone
+    torch.gt(active, ACTIVE, out=active)
     others = [axis for axis in range(-active.ndim, 0) if axis != synapses.axis]
     synapses.state["recent"].add_(active.sum(others))
 
 
-def _follow_activity(synapses: Synapses, settings: Settings) -> Tensor:
-    deviation, recent = synapses.state["deviation"], synapses.state["recent"]
+def _activity(synapses: Synapses) -> dict[str, Tensor]:
+    recent = synapses.state["recent"]
     synapses.state["active"] = synapses.state["active"] + synapses.total(recent)
     synapses.state["recent"] = torch.zeros_like(recent)  # another tensor: a skipped step takes it back
-    active = synapses.state["active"].to(torch.float32)
+    active = synapses.state["active"]
     share = (active / active.mean()).nan_to_num_(1.0)  # nothing observed yet: all nodes are alike
     # 2 - clip(1 + 0.1 (n - 1), 0.8, 1.2), of which no share can reach the lower bound
-    factor = share.mul_(-0.1).add_(1.1).clamp_min_(0.8).to(deviation.dtype)
-    factor = factor.reshape(-1, *[1] * (deviation.ndim - 1))
-    return _clipped((deviation * factor).add_(1), settings)
+    return {"factor": share.mul_(-0.1).add_(1.1).clamp_min_(0.8).to(torch.float32)}
 
 
-def _uniform_and_updates(synapses: Synapses, settings: Settings) -> dict[str, Tensor]:
+def _follow_activity(synapses: Synapses, settings: Settings, known: Mapping[str, Tensor]) -> Deviation:
+    factor = known["factor"].reshape(-1, *[1] * (synapses.weight.ndim - 1))
+    return _times(synapses, settings, factor, 1.2)
+
+
+def _prepared_for_time(synapses: Synapses, settings: Settings) -> dict[str, Tensor]:
     # in the precision of the draw, because 16 bits would round every decay away
-    rate = _clipped(_uniform(synapses, settings.nu), settings)
-    return {"rate": rate, "updates": rate.new_zeros((), dtype=torch.int64)}
+    rate = _clipped(_uniform(synapses, settings.nu), settings, 1.0)
+    return {"deviation": rate, "updates": rate.new_zeros((), dtype=torch.int64)}
 
 
-def _follow_time(synapses: Synapses, settings: Settings) -> Tensor:
-    rate = synapses.state["rate"]
+def _follow_time(synapses: Synapses, settings: Settings, known: Mapping[str, Tensor]) -> Deviation:
+    state = synapses.state
     updates, rest = divmod(synapses.step, settings.period)
-    if rest or not updates:
-        return rate
-    later = (rate - 1).mul_(settings.decay).add_(1)
-    if updates % 10 == 0:
-        nu = 0.1 * settings.nu
-        later += synapses.uniform(-nu, nu)
-    # The count tells, without waiting for the device, whether this step's update was made already, as where
-    # gradients are scaled batch by batch.
-    due = synapses.state["updates"] < updates
-    synapses.state["rate"] = torch.where(due, _clipped(later, settings), rate)
-    synapses.state["updates"] = torch.full_like(synapses.state["updates"], updates)
-    return synapses.state["rate"]
+    if not rest and updates:
+        later = state["deviation"] * settings.decay
+        if updates % 10 == 0:
+            later += synapses.uniform(-0.1, 0.1)
+        # The count tells, without waiting for the device, whether this step's update was made already, as
+        # where gradients are scaled batch by batch.
+        due = state["updates"] < updates
+        state["deviation"] = torch.where(due, _clipped(later, settings, torch.inf), state["deviation"])
+        state["updates"] = torch.full_like(state["updates"], updates)
+    return Deviation(state["deviation"], settings.nu)
 
 
 LAWS: dict[str, Law] = {
-    "uniform": _drawn_once(_uniform),
-    "normal": _drawn_once(_normal),
-    "lognormal": _drawn_once(_lognormal),
+    "uniform": _drawn_once(_uniform, _seeded_uniform),
+    "normal": _drawn_once(_normal, _seeded_normal),
+    "lognormal": _drawn_once(
+        lambda synapses, nu: _as_lognormal(_normal(synapses, nu), nu),
+        lambda synapses, nu: _as_lognormal(_seeded_normal(synapses, nu), nu),
+    ),
     "gamma": _drawn_once(_gamma),
     "beta": _drawn_once(_beta),
-    "depth": _drawn_once(_depth),
-    "weight": Law(_deviation, _follow_weight),
-    "temporal": Law(_uniform_and_updates, _follow_time),
-    "activity": Law(_deviation_and_activity, _follow_activity, _count_active),
+    "depth": _drawn_once(
+        lambda synapses, nu: _uniform(synapses, nu) * _depth_of(synapses),
+        lambda synapses, nu: _seeded_uniform(synapses, nu).float().mul_(2.0**-15 * _depth_of(synapses)),
+    ),
+    "weight": Law(_prepared, _follow_weight, _mean_size, blind=False),
+    "temporal": Law(_prepared_for_time, _follow_time, rowwise=False, seedable=False),
+    "activity": Law(_prepared_to_count, _follow_activity, _activity, _count_active),
 }
