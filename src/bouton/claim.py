@@ -65,7 +65,7 @@ class Claim:
         """Start afresh on a weight as it is now."""
         self.memory.clear()
         self.sample = None
-        with mixing():
+        with mixing(group.weight):
             self.memory.states = [
                 # no view of the weight
                 {name: tensor.clone() for name, tensor in self.mechanism.prepare(synapses).items()}
@@ -100,7 +100,8 @@ class Claim:
         (synapses,) = self.blocks(weight, companions=companions)
         factor = cast(ErrorRule, self.mechanism).rule(synapses)
         self._check(factor, synapses.weight.shape[:1])
-        return factor.reshape(-1, *[1] * (-1 - self.layout.output_axis))
+        trailing = -1 - self.layout.output_axis
+        return factor.reshape(-1, *[1] * trailing) if trailing else factor
 
     def rate(
         self,
@@ -122,6 +123,14 @@ class Claim:
                 self.factor(synapses).expand(synapses.weight.shape).to(weight.dtype) for synapses in blocks
             ]
         return self.layout.join(rates)
+
+    def surveyed(self, weight: Tensor, companions: Sequence[Tensor]) -> list[Synapses]:
+        """Let a blind rate rule see the weight before a step."""
+        self.memory.settle()
+        blocks = self.blocks(weight, None, companions, alone=False)
+        for synapses in blocks:
+            synapses.survey = self.mechanism.survey(synapses)
+        return blocks
 
     def factor(self, synapses: Synapses) -> Tensor:
         """The factor of a rate rule, which broadcasts to the shape of ``synapses.weight``."""
@@ -164,9 +173,7 @@ class Claim:
         if skipped is None:
             yield
             return
-        before = [
-            {name: tensor.clone() for name, tensor in state.items()} for state in self.memory.states
-        ]
+        before = [{name: tensor.clone() for name, tensor in state.items()} for state in self.memory.states]
         yield
         self._take_back(before, skipped)
 
@@ -200,11 +207,10 @@ class Claim:
         """What the rule sees of detached tensors: one part for each block of the weight."""
         # Weights change block by block; a layer's output has one node for all of its blocks.
         view = self.layout.split if self.mechanism.site in ("rate", "structure") else self._units
-        weights = view(weight)
+        weights, memory = view(weight), self.memory
         self.refuse_sparse(gradient)
         gradients = None if gradient is None else view(gradient.detach())
         beside = [view(companion) for companion in companions]
-        memory = self.memory
         if not memory.states:
             memory.states = [{} for _ in weights]
         found, start = [], 0
@@ -219,7 +225,7 @@ class Claim:
                 step=memory.step,
                 axis=self.layout.output_axis,
                 stream=memory.stream,
-                companions=tuple([views[block] for views in beside]),
+                companions=tuple([views[block] for views in beside]) if beside else (),
                 depth=self.depth,
                 name=self.name,
                 alone=alone,

@@ -33,7 +33,9 @@ def refuse_forward_mode(tensor: Tensor, name: str) -> None:
     Raises:
         ValueError: it has one; ``name`` says what cannot act there.
     """
-    if not torch.compiler.is_compiling() and forward_ad.unpack_dual(tensor).tangent is not None:
+    if forward_ad._current_level < 0 or torch.compiler.is_compiling():
+        return  # no level of forward mode is open
+    if forward_ad.unpack_dual(tensor).tangent is not None:
         raise ValueError(_FORWARD.format(name))
 
 

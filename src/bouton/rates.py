@@ -7,91 +7,174 @@ from functools import reduce
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from bouton.claim import Claim
 from bouton.shards import is_spread, local, spread
 from bouton.sites import Deviation, Synapses
 from bouton.snapshot import Snapshot
 from bouton.synapse import SynapseGroup
-from bouton.updates import Rescale
+from bouton.updates import KnownUpdate, Settings, is_precise
 
 PIECE = 1 << 18  # synapses that a CPU takes at a time, so that what a rule makes of them stays in its cache
 
 
-def all_blind(group: SynapseGroup, claims: Sequence[Claim]) -> bool:
-    """Whether no rule needs the weight as it was before the step."""
-    blind = all(claim.mechanism.blind for claim in claims)
-    return blind and group.layout.views and not is_spread(group.weight)
+class Scaling:
+    """All rates of one weight: what they need from before a step, and how they scale the update after it."""
+
+    def __init__(self, group: SynapseGroup, claims: Sequence[Claim]) -> None:
+        self.group, self.claims = group, claims
+        self._in_place = group.layout.views and not is_spread(group.weight)
+        self._blind = self._in_place and all(claim.mechanism.blind for claim in claims)
+        self._place = (0, 0)  # of the weight among the optimizer's parameters
+        self._surveyed: list[list[Synapses]] = []
+        self._fixed: tuple[object, Deviation] | None = None  # of which states, and what
+
+    def begin(self, optimizer: Optimizer, known: KnownUpdate | None) -> bool:
+        """See the weight before a step; True if a copy of it must be kept.
+
+        ``known``: how the optimizer's state will tell what it added to the weight.
+        """
+        group = self.group
+        if known is None or not self._blind or not is_precise(group.weight):
+            return True
+        if not known.is_told(self._settings(optimizer)):
+            return True
+        if self._fixed_deviation() is None:
+            weight, beside = group.effective(), group.beside()
+            self._surveyed = [claim.surveyed(weight, beside) for claim in self.claims]
+        return False
+
+    def end(
+        self,
+        optimizer: Optimizer,
+        known: KnownUpdate | None,
+        before: Snapshot | None,
+        skipped: Tensor | None,
+    ) -> None:
+        """Scale the update; ``before`` is the copy."""
+        weight = self.group.weight
+        if before is not None:
+            self._scale(before, skipped)
+        elif weight.grad is not None and known is not None:
+            self.claims[0].refuse_sparse(weight.grad)
+            deviation = self._fixed_deviation()
+            if deviation is None:
+                self._rescale(optimizer, known)
+            else:
+                known.rescale(optimizer, self._settings(optimizer), weight, _all, deviation)
+
+    def _settings(self, optimizer: Optimizer) -> Settings:
+        """The weight's parameter group."""
+        group, place = self._place
+        try:
+            settings: Settings = optimizer.param_groups[group]
+            if settings["params"][place] is self.group.weight:
+                return settings
+        except IndexError:
+            pass
+        for group, settings in enumerate(optimizer.param_groups):
+            for place, weight in enumerate(settings["params"]):
+                if weight is self.group.weight:
+                    self._place = (group, place)
+                    return settings
+        raise ValueError(
+            f"{self.group.name} is no longer among the optimizer's parameters; detach the handle, and attach "
+            "again with the optimizer that steps it"
+        )
+
+    def _fixed_deviation(self) -> Deviation | None:
+        """The deviation of rates that never change, for the whole weight."""
+        if len(self.claims) > 1 or not self.claims[0].mechanism.fixed or self.group.layout.blocks > 1:
+            return None
+        claim, weight = self.claims[0], self.group.weight
+        states = claim.memory.states  # another list once a state was loaded
+        if (
+            self._fixed is None
+            or self._fixed[0] is not states
+            or self._fixed[1].values.device != weight.device
+        ):
+            (synapses,) = claim.blocks(weight.detach())
+            deviation = claim.mechanism.deviation(synapses)
+            assert deviation is not None
+            values = (
+                self.group.layout.nodes(deviation.values) if deviation.values.ndim else deviation.values
+            )
+            self._fixed = (states, Deviation(values, deviation.scale))
+        return self._fixed[1]
+
+    def _rescale(self, optimizer: Optimizer, known: KnownUpdate) -> None:
+        weight, split, settings = self.group.weight, self.group.layout.split, self._settings(optimizer)
+        surveyed, self._surveyed = self._surveyed, []
+        for block, own in enumerate(zip(*surveyed, strict=True)):
+            for synapses, claim in zip(own, self.claims, strict=True):
+                synapses.step = claim.memory.step
+            for rows, parts in self._pieces(own):
+
+                def view(tensor: Tensor, block: int = block, rows: slice | None = rows) -> Tensor:
+                    part = split(tensor.detach())[block]
+                    return part if rows is None else part[rows]
+
+                known.rescale(optimizer, settings, weight, view, self._deviation(parts))
+
+    def _deviation(self, parts: Sequence[Synapses]) -> Deviation:
+        """How much the product of all rates differs from 1."""
+        if len(parts) == 1:
+            known = self.claims[0].mechanism.deviation(parts[0])
+            if known is not None:
+                return known
+        return Deviation(self._factor(parts) - 1)
+
+    def _factor(self, parts: Sequence[Synapses]) -> Tensor:
+        """The product of all rates."""
+        factors, deviations = [], []
+        for claim, part in zip(self.claims, parts, strict=True):
+            known = claim.mechanism.deviation(part) if len(parts) > 1 else None
+            if known is None:
+                factors.append(claim.factor(part))
+            else:
+                deviations.append(known)
+        if not factors:
+            values, scale = deviations.pop()
+            factors = [values * scale + 1]
+        product = reduce(torch.mul, factors)
+        for values, scale in deviations:
+            product = torch.addcmul(product, product, values, value=scale)
+        return product
+
+    def _scale(self, before: Snapshot, skipped: Tensor | None) -> None:
+        weight, claims = self.group.weight, self.claims
+        if skipped is not None or not self._in_place:
+            arguments = before.effective, weight.grad, before.companions, skipped
+            rates = [claim.rate(*arguments, alone=False) for claim in claims]
+            rate = reduce(torch.mul, [local(spread(rate, weight)) for rate in rates])
+            # lerp, not before + rate * (weight - before): where the rate is 1 it keeps the weight's bits
+            torch.lerp(local(before.stored), local(weight), rate, out=local(weight))
+            return
+        split = self.group.layout.split
+        seen = [c.blocks(before.effective, weight.grad, before.companions, alone=False) for c in claims]
+        parted = zip(split(before.stored), split(weight.detach()), zip(*seen, strict=True), strict=True)
+        for old, new, own in parted:
+            for rows, parts in self._pieces(own):
+                rate = self._factor(parts).to(weight.dtype)
+                old_part, new_part = (old, new) if rows is None else (old[rows], new[rows])
+                torch.lerp(old_part, new_part, rate, out=new_part)
+
+    def _pieces(self, own: Sequence[Synapses]) -> Iterator[tuple[slice | None, Sequence[Synapses]]]:
+        """Some nodes of a block after another, as each claim's rule sees them; None stands for all."""
+        weight = own[0].weight
+        if weight.numel() <= PIECE or weight.is_cuda or not all(c.mechanism.rowwise for c in self.claims):
+            yield None, own
+            return
+        for synapses, claim in zip(own, self.claims, strict=True):
+            synapses.survey = claim.mechanism.surveyed(synapses)
+        counts = [synapses.stream.count for synapses in own]
+        size = max(PIECE // own[0].fan_in, 1)
+        for first in range(0, len(weight), size):
+            for synapses, count in zip(own, counts, strict=True):
+                synapses.stream.count = count  # a draw for the whole weight, of which each piece is a part
+            yield slice(first, first + size), [synapses.rows(first, first + size) for synapses in own]
 
 
-def survey(group: SynapseGroup, claim: Claim) -> list[Synapses]:
-    """Let a blind rule see the weight before the step."""
-    claim.memory.settle()
-    blocks = claim.blocks(group.effective(), None, group.beside(), alone=False)
-    for synapses in blocks:
-        synapses.survey = claim.mechanism.survey(synapses)
-    return blocks
-
-
-def rescale_known(
-    group: SynapseGroup, claims: Sequence[Claim], surveyed: Sequence[list[Synapses]], rescale: Rescale
-) -> None:
-    """Scale an update that the optimizer's state tells; ``surveyed`` has a list for each claim."""
-    gradient, split = group.weight.grad, group.layout.split
-    for block, own in enumerate(zip(*surveyed, strict=True)):
-        for synapses, claim in zip(own, claims, strict=True):
-            claim.refuse_sparse(gradient)
-            synapses.step = claim.memory.step
-        for rows, parts in pieces(claims, own):
-            rescale(lambda tensor: split(tensor.detach())[block][rows], _deviation(claims, parts))  # noqa: B023
-
-
-def rescale_copied(
-    group: SynapseGroup, claims: Sequence[Claim], before: Snapshot, skipped: Tensor | None
-) -> None:
-    """Scale an update that a copy of the weight tells."""
-    weight = group.weight
-    if is_spread(weight) or not group.layout.views or skipped is not None:
-        arguments = before.effective, weight.grad, before.companions, skipped
-        rates = [claim.rate(*arguments, alone=False) for claim in claims]
-        rate = reduce(torch.mul, [local(spread(rate, weight)) for rate in rates])
-        # lerp, not before + rate * (weight - before): where the rate is 1 it keeps the weight's bits
-        torch.lerp(local(before.stored), local(weight), rate, out=local(weight))
-        return
-    split = group.layout.split
-    seen = [claim.blocks(before.effective, weight.grad, before.companions, alone=False) for claim in claims]
-    for block, (old, new) in enumerate(zip(split(before.stored), split(weight.detach()), strict=True)):
-        own = [blocks[block] for blocks in seen]
-        for rows, parts in pieces(claims, own):
-            factors = [claim.factor(part) for claim, part in zip(claims, parts, strict=True)]
-            rate = reduce(torch.mul, factors).to(weight.dtype)
-            torch.lerp(old[rows], new[rows], rate, out=new[rows])
-
-
-def pieces(claims: Sequence[Claim], own: Sequence[Synapses]) -> Iterator[tuple[slice, list[Synapses]]]:
-    """Some nodes of a block after another, as each claim's rule sees them."""
-    weight = own[0].weight
-    nodes = len(weight)
-    rowwise = all(claim.mechanism.rowwise for claim in claims)
-    if not rowwise or weight.numel() <= PIECE or weight.is_cuda:
-        yield slice(None), list(own)
-        return
-    for synapses, claim in zip(own, claims, strict=True):
-        synapses.survey = claim.mechanism.surveyed(synapses)
-    counts = [synapses.stream.count for synapses in own]
-    size = max(PIECE // own[0].fan_in, 1)
-    for first in range(0, nodes, size):
-        for synapses, count in zip(own, counts, strict=True):
-            synapses.stream.count = count  # a draw for the whole weight, of which each piece takes a part
-        rows = slice(first, first + size)
-        yield rows, [synapses.rows(first, first + size) for synapses in own]
-
-
-def _deviation(claims: Sequence[Claim], parts: Sequence[Synapses]) -> Deviation:
-    """How much the product of all rates differs from 1."""
-    if len(claims) == 1:
-        known = claims[0].mechanism.deviation(parts[0])
-        if known is not None:
-            return known
-    factors = [claim.factor(part) for claim, part in zip(claims, parts, strict=True)]
-    return Deviation(reduce(torch.mul, factors) - 1)
+def _all(tensor: Tensor) -> Tensor:
+    return tensor

@@ -66,9 +66,9 @@ def all_hold_a_part(tensor: Tensor) -> bool:
     return min(sizes, default=1) > 0
 
 
-def mixing() -> AbstractContextManager[None]:
-    """Inside this context, a whole tensor that is the same in all processes goes with spread ones."""
-    if _loaded("tensor") is None:
+def mixing(*weights: Tensor) -> AbstractContextManager[None]:
+    """Inside this context, a whole tensor that is the same in all processes goes with spread ``weights``."""
+    if not any([is_spread(weight) for weight in weights]):
         return _NOTHING_SPREAD
     from torch.distributed.tensor.experimental import implicit_replication
 

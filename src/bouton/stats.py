@@ -16,7 +16,7 @@ from bouton.synapse import SynapseGroup
 @torch.no_grad()
 def stats_of(claim: Claim, group: SynapseGroup) -> dict[str, float]:
     """The numbers of one claim (:meth:`bouton.Attachment.stats`); its state and draws stay as they are."""
-    with mixing():
+    with mixing(group.weight):
         return _stats_of(claim, group)
 
 

@@ -15,15 +15,14 @@ from bouton.callers import is_rehearsal, is_within_step
 from bouton.claim import Claim, Claims, claims_at
 from bouton.compiled import keep_out_of_graphs
 from bouton.moments import fresh_moments, reset_moments
-from bouton.rates import all_blind, rescale_copied, rescale_known, survey
-from bouton.shards import local, mixing, refuse_part_of_flat, spread
-from bouton.sites import Synapses
+from bouton.rates import Scaling
+from bouton.shards import is_spread, local, mixing, refuse_part_of_flat, spread
 from bouton.skipped import Verdict
 from bouton.snapshot import Snapshot, take_snapshots
 from bouton.stored import read_weight
 from bouton.switch import Switch
 from bouton.synapse import SynapseGroup
-from bouton.updates import Rescale, known_update
+from bouton.updates import known_update
 
 _IN_NO_GRAPH = "bouton acts around an optimizer's step; compile the step without fullgraph=True"
 
@@ -48,7 +47,9 @@ class StepHook:
         self._gradient_rates = claims_at(claims, "rate", scope="gradient")
         self._structures = claims_at(claims, "structure")
         self._weights = dict.fromkeys([*self._rates, *self._gradient_rates, *self._structures])
-        self._blind = {group: all_blind(group, own) for group, own in self._rates.items()}
+        self._spread = [group.weight for group in self._rates if is_spread(group.weight)]
+        self._scalings = [Scaling(group, own) for group, own in self._rates.items()]
+        self._known = known_update(optimizer)
         self._fresh = {
             group: fresh_moments(optimizer, group.weight)
             for group, own in self._structures.items()
@@ -56,10 +57,7 @@ class StepHook:
         }
         self._depth = 0  # of step within step
         self._rehearsed = False  # the step that is under way is none
-        # what is known of weights from before the step that is under way
-        self._before: dict[SynapseGroup, Snapshot] = {}
-        self._known: dict[SynapseGroup, Rescale] = {}
-        self._surveyed: dict[SynapseGroup, list[list[Synapses]]] = {}
+        self._before: dict[SynapseGroup, Snapshot] = {}  # before the step that is under way
         self._handles: list[RemovableHandle] = []
         self._hook()
 
@@ -81,7 +79,7 @@ class StepHook:
         # what is kept alive, and what a copy would hook again
         self._handles, self._optimizer, self._claims = [], None, []
         self._rates, self._gradient_rates, self._structures, self._fresh = {}, {}, {}, {}
-        self._weights, self._blind, self._sources = {}, {}, {}
+        self._weights, self._scalings, self._sources = {}, [], {}
 
     def remodel(self) -> None:
         """Run every structure mechanism once, now.
@@ -91,14 +89,13 @@ class StepHook:
         """
         if not self._structures:
             raise ValueError("no structure mechanism is attached; add one, such as SpineRemodeling()")
-        with mixing():
-            for group, claims in self._structures.items():
-                _check_same_weight(group)
-                for claim in _in_order(claims):
-                    self._rewire(group, claim)
+        for group, claims in self._structures.items():
+            _check_same_weight(group)
+            for claim in _in_order(claims):
+                self._rewire(group, claim)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_handles": [], "_before": {}, "_known": {}, "_surveyed": {}, "_depth": 0}
+        return {**self.__dict__, "_handles": [], "_before": {}, "_depth": 0}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -119,22 +116,11 @@ class StepHook:
         if self._acts:
             for group in self._weights:
                 _check_same_weight(group)
-            if self._rates:
-                with torch.no_grad(), mixing():
-                    self._look(optimizer)
-
-    def _look(self, optimizer: Optimizer) -> None:
-        """See weights before they change, as far as is needed to scale the change."""
-        self._before, self._surveyed, self._known = {}, {}, {}
-        if getattr(optimizer, "found_inf", None) is None:
-            groups = [group for group in self._rates if self._blind[group]]
-            settings = {w: own for own in optimizer.param_groups for w in own["params"]} if groups else {}
-            for group in groups:
-                rescale = known_update(optimizer, group.weight, settings[group.weight])
-                if rescale is not None:
-                    self._known[group] = rescale
-                    self._surveyed[group] = [survey(group, claim) for claim in self._rates[group]]
-        self._before = take_snapshots(group for group in self._rates if group not in self._known)
+            if self._scalings:
+                with torch.no_grad(), mixing(*self._spread):
+                    known = self._known if getattr(optimizer, "found_inf", None) is None else None
+                    copied = [own.group for own in self._scalings if own.begin(optimizer, known)]
+                    self._before = take_snapshots(copied)
 
     def _after_step(self, optimizer: Optimizer, *arguments: Any) -> None:
         self._depth -= 1
@@ -146,30 +132,27 @@ class StepHook:
             for _, claim in self._claims:
                 claim.memory.settle()
                 claim.memory.step += 1
-            self._act(None)
+            self._act(optimizer, None)
             return
         verdict, before_step = Verdict(skipped), []
         for _, claim in self._claims:
             claim.memory.settle()
             before_step.append(claim.memory.counts)
             claim.memory.step += 1
-        self._act(skipped)
+        self._act(optimizer, skipped)
         for (_, claim), counts in zip(self._claims, before_step, strict=True):
             claim.memory.doubt = (verdict, claim.memory.counts.since(counts))
 
-    def _act(self, skipped: Tensor | None) -> None:
-        if self._rates:
-            with torch.no_grad(), mixing():
-                for group, claims in self._rates.items():
-                    if group in self._before:
-                        rescale_copied(group, claims, self._before.pop(group), skipped)
-                    elif group.weight.grad is not None:
-                        rescale_known(group, claims, self._surveyed.pop(group), self._known.pop(group))
+    def _act(self, optimizer: Optimizer, skipped: Tensor | None) -> None:
+        if self._scalings:
+            with torch.no_grad(), mixing(*self._spread):
+                for own in self._scalings:
+                    before = self._before.pop(own.group, None)
+                    own.end(optimizer, self._known, before, skipped)
         for group, claims in self._structures.items():
             for claim in _in_order(claims):
                 if claim.memory.step % claim.mechanism.every == 0 and group.weight.grad is not None:
-                    with mixing():
-                        self._rewire(group, claim)
+                    self._rewire(group, claim)
 
     def _scale_gradient(self, group: SynapseGroup, gradient: Tensor) -> Tensor:
         if self._switch.on:
@@ -179,11 +162,13 @@ class StepHook:
                 gradient = gradient * spread(claim.rate(weight, gradient, group.beside()), gradient)
         return gradient
 
-    @torch.no_grad()
     def _rewire(self, group: SynapseGroup, claim: Claim) -> None:
+        if not group.frozen:  # since attach
+            with torch.no_grad(), mixing(group.weight):
+                self._write(group, claim)
+
+    def _write(self, group: SynapseGroup, claim: Claim) -> None:
         weight, optimizer = group.weight, self._optimizer
-        if group.frozen:  # since attach
-            return
         skipped = getattr(optimizer, "found_inf", None)
         rewired = claim.rewire(group.effective(), weight.grad, group.beside(), skipped)
         changed, values = (spread(tensor, weight) for tensor in rewired)
@@ -220,8 +205,8 @@ def check_free(optimizer: Optimizer | None, groups: Iterable[SynapseGroup]) -> N
 
 
 def _check_same_weight(group: SynapseGroup) -> None:
-    refuse_part_of_flat(group.name, group.weight)
     if not group.in_place:
+        refuse_part_of_flat(group.name, group.weight)
         raise ValueError(
             f"{group.name} is another parameter than at bouton.attach (replaced, pruned, parametrised, "
             "sharded by fully_shard or loaded with assign=True); detach the handle before, and attach "

@@ -73,6 +73,8 @@ class SynapseGroup:
     @property
     def in_place(self) -> bool:
         """True where every layer still holds the weight that was found."""
+        if all([layer._parameters.get(self.stored) is self.weight for layer in self.layers]):
+            return not hasattr(self.weight, "_fsdp_flattened")
         held = [stored_parameter(layer, self.stored) for layer in self.layers]
         # between a forward pass and the next backward, fully_shard may leave a whole copy in the layer
         return all(weight is self.weight or self._is_copy(weight) for weight in held)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,71 +12,84 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from bouton.sites import Deviation
 
 View = Callable[[Tensor], Tensor]
-Rescale = Callable[[View, Deviation], None]
-
-_PRECISE = (torch.float32, torch.float64)  # in 16 bits, what was added differs from what was to be added
+Settings = dict[str, Any]  # an optimizer's parameter group
 
 
-def known_update(optimizer: Optimizer, weight: Tensor, settings: dict[str, Any]) -> Rescale | None:
-    """How to scale the update that ``optimizer`` made of ``weight`` last; None where only a copy can tell.
+class KnownUpdate(NamedTuple):
+    """How to scale the updates of one kind of optimizer.
 
-    The function that is returned adds to some synapses the deviation of their rates times their update. It
-    takes that deviation, and a function that gives a view of these synapses in a tensor of the weight's
-    shape. ``settings`` is the weight's parameter group.
-
-    SGD without weight decay or with momentum, Adam and AdamW are known, and subclasses are not, whose steps
-    may do more.
+    ``is_told`` says whether the state tells the update under these settings. ``rescale`` adds to synapses the
+    deviation of their rates times the update that was made of them; it takes the optimizer, the settings, the
+    weight, a function that gives a view of the synapses in a tensor of the weight's shape, and the deviation.
     """
-    describe = _KNOWN.get(type(optimizer))
-    if describe is None or weight.dtype not in _PRECISE or settings["differentiable"]:
-        return None
+
+    is_told: Callable[[Settings], bool]
+    rescale: Callable[[Optimizer, Settings, Tensor, View, Deviation], None]
+
+
+def known_update(optimizer: Optimizer | None) -> KnownUpdate | None:
+    """How to scale the updates of an optimizer; None where only copies of the weights can tell them.
+
+    SGD, Adam and AdamW are known. Subclasses of them are not, whose steps may do more.
+    """
+    return _KNOWN.get(type(optimizer))
+
+
+def is_precise(weight: Tensor) -> bool:
+    """Whether what was added to a weight is what was to be added: in 16 bits it is not."""
+    return weight.dtype in (torch.float32, torch.float64)
+
+
+def _is_plain(settings: Settings) -> bool:
     # a learning rate or a step count on a device would have to be waited for
-    if settings["fused"] or settings.get("capturable") or isinstance(settings["lr"], Tensor):
-        return None
-    return describe(optimizer, weight, settings)
+    kept = settings["fused"] or settings["differentiable"] or settings.get("capturable")
+    return not (kept or isinstance(settings["lr"], Tensor))
 
 
-def _sgd(optimizer: Optimizer, weight: Tensor, settings: dict[str, Any]) -> Rescale | None:
-    momentum, rate = settings["momentum"], settings["lr"]
-    if settings["nesterov"] or (settings["weight_decay"] and not momentum):
-        return None
-
-    def rescale(view: View, deviation: Deviation) -> None:
-        direction, size = weight.grad, rate if settings["maximize"] else -rate
-        if momentum:
-            direction, size = optimizer.state[weight]["momentum_buffer"], -rate
-        assert direction is not None  # or there is no update
-        view(weight).addcmul_(view(direction), deviation.values, value=size * deviation.scale)
-
-    return rescale
+def _sgd_tells(settings: Settings) -> bool:
+    decays = settings["weight_decay"] and not settings["momentum"]
+    return _is_plain(settings) and not (decays or settings["nesterov"])
 
 
-def _adam(optimizer: Optimizer, weight: Tensor, settings: dict[str, Any]) -> Rescale | None:
-    if settings["amsgrad"]:
-        return None
-    decoupled = type(optimizer) is AdamW or settings.get("decoupled_weight_decay", False)
-    (first, second), rate = settings["betas"], settings["lr"]
-    decay = rate * settings["weight_decay"] if decoupled else 0.0
-    if decay >= 1:
-        return None
-
-    def rescale(view: View, deviation: Deviation) -> None:
-        state, synapses = optimizer.state[weight], view(weight)
-        step = state["step"].item()  # on the CPU, where it is not capturable
-        size = -rate / (1 - first**step) / (1 - decay)
-        # w' = (1 - decay) w + u, so that w' - w = (u - decay w') / (1 - decay), with u = size m / denominator
-        denominator = view(state["exp_avg_sq"]).sqrt().div_((1 - second**step) ** 0.5)
-        update = torch.div(view(state["exp_avg"]), denominator.add_(settings["eps"]), out=denominator)
-        if decay:
-            update.mul_(size).add_(synapses, alpha=-decay / (1 - decay))
-            size = 1.0
-        synapses.addcmul_(update, deviation.values, value=size * deviation.scale)
-
-    return rescale
+def _rescale_sgd(
+    optimizer: Optimizer, settings: Settings, weight: Tensor, view: View, deviation: Deviation
+) -> None:
+    size = -settings["lr"] * deviation.scale
+    if settings["momentum"]:
+        direction = optimizer.state[weight]["momentum_buffer"]
+    else:
+        direction, size = weight.grad, -size if settings["maximize"] else size
+    view(weight).addcmul_(view(direction), deviation.values, value=size)
 
 
-_KNOWN: dict[type[Optimizer], Callable[[Optimizer, Tensor, dict[str, Any]], Rescale | None]] = {
-    SGD: _sgd,
-    Adam: _adam,
-    AdamW: _adam,
+def _adam_tells(settings: Settings) -> bool:
+    return _is_plain(settings) and not settings["amsgrad"] and _decay(settings) < 1
+
+
+def _decay(settings: Settings) -> float:
+    return settings["lr"] * settings["weight_decay"] if settings["decoupled_weight_decay"] else 0.0
+
+
+def _rescale_adam(
+    optimizer: Optimizer, settings: Settings, weight: Tensor, view: View, deviation: Deviation
+) -> None:
+    state, synapses, decay = optimizer.state[weight], view(weight), _decay(settings)
+    (first, second), step = settings["betas"], state["step"].item()  # on the CPU, where not capturable
+    # With c the decay, w' = (1 - c) w + u, so that w' - w = (u - c w') / (1 - c), where
+    # u = size m / (sqrt(v) + root eps).
+    root = (1 - second**step) ** 0.5
+    size = -settings["lr"] * root / (1 - first**step)
+    if size == 0:
+        return
+    denominator = view(state["exp_avg_sq"]).sqrt().add_(settings["eps"] * root)
+    update = torch.div(view(state["exp_avg"]), denominator, out=denominator)
+    if decay:
+        update.add_(synapses, alpha=-decay / size)
+    synapses.addcmul_(update, deviation.values, value=size / (1 - decay) * deviation.scale)
+
+
+_KNOWN: dict[type[Optimizer], KnownUpdate] = {
+    SGD: KnownUpdate(_sgd_tells, _rescale_sgd),
+    Adam: KnownUpdate(_adam_tells, _rescale_adam),
+    AdamW: KnownUpdate(_adam_tells, _rescale_adam),
 }

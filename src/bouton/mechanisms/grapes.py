@@ -50,10 +50,11 @@ def _sizes(weight: Tensor) -> Tensor:
 def _shares(total: Tensor, clip: tuple[float, float] | None, normalize: bool) -> Tensor:
     known = total.nan_to_num(0.0, 0.0)  # of the nodes alone, which costs less than of all synapses
     largest = known.amax() if len(total) else total.sum()
-    # 2 * after the division, because twice the largest number is infinite
-    factor = torch.where((total == known) & (largest > 0), 2 * (known / largest), 1.0)
+    # 2 * after the division, because twice the largest number is infinite; 1/2 where a sum is not finite,
+    # and where 0 is divided by 0
+    factor = (total / largest).nan_to_num_(0.5, 0.5).mul_(2)
     if clip is not None:
-        factor = factor.clamp(*clip)
+        factor.clamp_(*clip)
     return factor / factor.mean() if normalize else factor
 
 
@@ -119,6 +120,7 @@ class Grapes(Mechanism):
     normalize: bool = False
 
     in_parts = True
+    rowwise = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -151,9 +153,16 @@ class Grapes(Mechanism):
             else None
         )
 
-    def rule(self, synapses: Synapses) -> Tensor:
+    @property
+    def blind(self) -> bool:  # type: ignore[override]
+        return self.mode == "local"
+
+    def survey(self, synapses: Synapses) -> dict[str, Tensor]:
         if self.mode == "presynaptic":
             factor = presynaptic_responsibility(synapses.weight, self.clip, self.normalize)
-            kernel = [1] * (synapses.weight.ndim - 2)
-            return factor.reshape(1, -1, *kernel).expand_as(synapses.weight)
-        return responsibility(synapses.weight, self.clip, self.normalize, synapses.companions)
+            return {"factor": factor.reshape(1, -1, *[1] * (synapses.weight.ndim - 2))}
+        return {"factor": responsibility(synapses.weight, self.clip, self.normalize, synapses.companions)}
+
+    def rule(self, synapses: Synapses) -> Tensor:
+        factor = self.surveyed(synapses)["factor"]
+        return factor.expand_as(synapses.weight) if self.mode == "presynaptic" else factor

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -29,11 +31,36 @@ def pool_nodes(
 
     ``axis`` holds the nodes and counts from the end. The result has the memory format of ``output``.
     """
-    output = activation(output)
-    members: Tensor = output.unflatten(axis, (-1, gamma))  # [..., node / gamma, gamma, ...]
-    pooled = members.sum(axis, keepdim=True).expand_as(members).flatten(axis - 1, axis)
-    # flatten gives contiguous memory; after a channels_last layer that would slow all that follows
-    return pooled if pooled.stride() == output.stride() else torch.empty_like(output).copy_(pooled)
+    return cast(Tensor, _Pool.apply(activation(output), gamma, axis))  # type: ignore[no-untyped-call]
+
+
+class _Pool(torch.autograd.Function):
+    """The sum over each group of nodes, at each of its members; its own transpose.
+
+    Autograd would sum along a short axis, which is slow, and keep the memory format of neither.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(output: Tensor, gamma: int, axis: int) -> Tensor:
+        members = output.unflatten(axis, (-1, gamma))  # [..., node / gamma, gamma, ...]
+        total = reduce(torch.add, members.unbind(axis))
+        pooled = torch.empty_like(output)
+        pooled.unflatten(axis, (-1, gamma)).copy_(total.unsqueeze(axis))
+        return pooled
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, int, int], output: Tensor) -> None:
+        _, ctx.gamma, ctx.axis = inputs
+
+    @staticmethod
+    def backward(ctx: Any, error: Tensor) -> tuple[Tensor, None, None]:
+        return _Pool.apply(error, ctx.gamma, ctx.axis), None, None  # type: ignore[no-untyped-call]
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
+        return cast(Tensor, _Pool.apply(tangent, ctx.gamma, ctx.axis))  # type: ignore[no-untyped-call]
 
 
 @register(

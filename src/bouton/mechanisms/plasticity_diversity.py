@@ -164,6 +164,10 @@ class PlasticityDiversity(Mechanism):
         return self.law.blind
 
     @property
+    def fixed(self) -> bool:  # type: ignore[override]
+        return self.stored and self.law.fixed
+
+    @property
     def rowwise(self) -> bool:  # type: ignore[override]
         return self.law.rowwise
 

@@ -43,19 +43,22 @@ class Law(NamedTuple):
 
     ``prepare`` draws the law's state at ``attach``. ``deviation`` makes a step's rates, and the same ones
     however often it is called in that step. ``survey`` and ``observe`` are those of the mechanism, and so
-    are ``blind`` and ``rowwise``. ``seedable``: the state is not needed, because a draw can be repeated.
+    are ``fixed``, ``blind`` and ``rowwise``. ``seedable``: the state is not needed, because a draw can be repeated.
     """
 
     prepare: Callable[[Synapses, Settings], dict[str, Tensor]]
     deviation: Callable[[Synapses, Settings, Mapping[str, Tensor]], Deviation]
     survey: Survey | None = None
     observe: Callable[[Synapses, Tensor], None] | None = None
+    fixed: bool = False
     blind: bool = True
     rowwise: bool = True
     seedable: bool = True
 
 
-CONSTANT = Law(lambda *_: {}, lambda synapses, *_: Deviation(synapses.weight.new_zeros(()), 0.0))
+CONSTANT = Law(
+    lambda *_: {}, lambda synapses, *_: Deviation(synapses.weight.new_zeros(()), 0.0), fixed=True
+)
 
 
 def _clipped(values: Tensor, settings: Settings, largest: float) -> Tensor:
@@ -85,7 +88,7 @@ def _drawn_once(draw: Draw, seeded: Draw | None = None) -> Law:
         drawn = seeded(synapses, settings.nu)
         return _whole(drawn, settings, torch.inf if drawn.is_floating_point() else 1.0)
 
-    return Law(prepare, deviation, seedable=seeded is not None)
+    return Law(prepare, deviation, fixed=True, seedable=seeded is not None)
 
 
 def _whole(values: Tensor, settings: Settings, largest: float) -> Deviation:

@@ -9,14 +9,17 @@ from typing import Literal
 from torch import Tensor
 
 from bouton.mechanism import Mechanism, register
-from bouton.mechanisms.sizes import sizes
+from bouton.mechanisms.sizes import sizes, wide
 from bouton.sites import Rewiring, Synapses
 
 
-def weak_synapses(synapses: Synapses, d_re: float) -> Tensor:
-    """Draw which synapses of ``synapses.weight`` are replaced: a mask ``[node, fan-in...]``."""
-    threshold = synapses.normal().abs() * (_largest(synapses.weight) / d_re)
-    return synapses.weight.abs() < threshold
+def turnover_chance(weight: Tensor, largest: Tensor, d_re: float) -> Tensor:
+    """The probability that each synapse is replaced, where ``largest`` is ``w_max``.
+
+    It is not a number where that is 0.
+    """
+    size = weight.to(wide(weight.dtype)).abs()
+    return size.mul_(d_re / math.sqrt(2) / largest).erfc_()
 
 
 def _largest(weight: Tensor) -> Tensor:
@@ -39,7 +42,9 @@ class SpineRemodeling(Mechanism):
 
     with one threshold ``t`` per synapse, ``w_max = max |W|`` over the finite weights of the layer and ``n``
     its fan-in. A weight ``w`` is replaced with probability ``1 - erf(|w| d_re / (w_max sqrt(2)))``. All
-    other weights keep their bits, and so do those that are infinite or not a number.
+    other weights keep their bits, and so do those that are infinite or not a number. One draw ``u`` from
+    U[0, 1) decides, and gives the new value: replaced is where ``u`` is below that probability ``p``, and
+    ``u / p`` is uniform again.
 
     Args:
         every: optimizer steps between two events; ``handle.remodel()`` triggers one by hand.
@@ -83,6 +88,7 @@ class SpineRemodeling(Mechanism):
 
     site = "structure"
     in_parts = True
+    rowwise = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -95,9 +101,15 @@ class SpineRemodeling(Mechanism):
         if self.redraw not in ("init", "published"):
             raise ValueError(f"SpineRemodeling(redraw={self.redraw!r}): use 'init' or 'published'")
 
+    def survey(self, synapses: Synapses) -> dict[str, Tensor]:
+        return {"largest": _largest(synapses.weight)}
+
     def rule(self, synapses: Synapses) -> Rewiring:
-        changed = weak_synapses(synapses, self.d_re)
-        if self.redraw == "published":  # not U[-w_max, w_max], whose width of 2 * w_max may be infinite
-            return Rewiring(changed, _largest(synapses.weight) * synapses.uniform(-1, 1))
-        bound = max(synapses.fan_in, 1) ** -0.5
-        return Rewiring(changed, synapses.uniform(-bound, bound))
+        largest = self.surveyed(synapses)["largest"]
+        chance = turnover_chance(synapses.weight, largest, self.d_re)
+        drawn = synapses.uniform(0, 1)
+        changed = drawn < chance
+        # Below its chance, a draw is uniform there: over the chance it is a second draw from U[0, 1).
+        values = drawn.div_(chance).mul_(2).sub_(1)
+        bound = largest if self.redraw == "published" else max(synapses.fan_in, 1) ** -0.5
+        return Rewiring(changed, values.mul_(bound))

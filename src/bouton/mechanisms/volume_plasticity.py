@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
-import torch
 from torch import Tensor
 
 from bouton.mechanism import Mechanism, register
-from bouton.mechanisms.sizes import sizes
-from bouton.sites import Synapses
+from bouton.mechanisms.fluctuation import fluctuating
+from bouton.mechanisms.sizes import in_pieces, sizes, wide
+from bouton.sites import Deviation, Synapses
 
 
 def volumes(weight: Tensor) -> Tensor:
     """The volume ``v = |w| / (|w| + 1)`` of every synapse, in the shape of ``weight``."""
     size = sizes(weight)
     return size / (size + 1)
+
+
+_STEEP = 80  # exp(-80) is a number that float32 can tell from 0
+
+
+def _mean_rate(weight: Tensor, stability: float, smallest: Tensor | float) -> Tensor:
+    """``exp(-s (v - v_min))``, with ``s v = s - s / (|w| + 1)`` and in powers of 2, which cost less."""
+    exponent = stability / math.log(2)
+    inverse = sizes(weight).add_(1).reciprocal_()  # 1 - v
+    return inverse.sub_(1 - smallest).mul_(exponent).exp2_()
 
 
 @register(
@@ -64,6 +75,8 @@ class VolumePlasticity(Mechanism):
 
     site = "rate"
     in_parts = True
+    blind = True
+    rowwise = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,15 +87,26 @@ class VolumePlasticity(Mechanism):
         if not isinstance(self.base, int | float) or not 0 < self.base < math.inf:
             raise ValueError(f"VolumePlasticity(base={self.base!r}): use a finite number above 0")
 
+    def survey(self, synapses: Synapses) -> dict[str, Tensor]:
+        if self.stability == 0:
+            return {}
+        weight, smallest = synapses.weight, 0.0
+        steep = self.stability > _STEEP and self.normalize and weight.numel() > 0
+        if steep:  # the smallest weight's rate is 1 before the mean is taken out, so that no mean is 0
+            smallest = volumes(weight).amin()
+        mean_rate = in_pieces(partial(_mean_rate, stability=self.stability, smallest=smallest), weight)
+        return {"rate": mean_rate, "mean": mean_rate.mean()} if self.normalize else {"rate": mean_rate}
+
+    def deviation(self, synapses: Synapses) -> Deviation | None:
+        if self.normalize and self.stability == 0 and self.spread == 0:
+            return Deviation(synapses.weight.new_zeros(()), 0.0)
+        return None
+
     def rule(self, synapses: Synapses) -> Tensor:
-        volume = volumes(synapses.weight)
-        if self.normalize:
-            # the smallest weight's rate is 1 before the mean is taken out, so that no mean is 0
-            smallest = volume.amin() if volume.numel() else volume.sum()
-            rate = torch.exp(-self.stability * (volume - smallest))
-            rate = rate / rate.mean()
-        else:
-            rate = self.base * torch.exp(-self.stability * volume)
-        if self.spread == 0:
-            return rate
-        return (rate * (1 + self.spread * synapses.normal())).abs()
+        known, weight = self.surveyed(synapses), synapses.weight
+        rate = known.get("rate", weight.new_ones((), dtype=wide(weight.dtype))).expand(weight.shape)
+        if self.spread:
+            rate = fluctuating(synapses, rate, self.spread)
+        if not self.normalize:
+            return rate * self.base
+        return rate / known["mean"] if "mean" in known else rate
