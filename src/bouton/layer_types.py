@@ -52,7 +52,7 @@ class Layout:
 
     @property
     def views(self) -> bool:
-        """Whether what :meth:`nodes` and :meth:`split` give are views, through which a weight can be set."""
+        """Whether what :meth:`nodes` and :meth:`split` give are views, so that it can be set."""
         return self.transposed <= 1
 
     def split(self, tensor: Tensor) -> tuple[Tensor, ...]:

@@ -92,7 +92,7 @@ class Mechanism:
         return self.survey(synapses) if synapses.survey is None else synapses.survey
 
     def deviation(self, synapses: Synapses) -> Deviation | None:
-        """What ``rule`` returns at the rate site as a :class:`bouton.Deviation`, where that is less work."""
+        """What ``rule`` returns at the rate site as a :class:`bouton.Deviation`, if that is less work."""
         return None
 
     def observe(self, synapses: Synapses, output: Tensor) -> None:

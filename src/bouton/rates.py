@@ -20,7 +20,7 @@ PIECE = 1 << 18  # synapses that a CPU takes at a time, so that what a rule make
 
 
 class Scaling:
-    """All rates of one weight: what they need from before a step, and how they scale the update after it."""
+    """All rates of one weight: what they need to see before a step, and how they scale its update."""
 
     def __init__(self, group: SynapseGroup, claims: Sequence[Claim]) -> None:
         self.group, self.claims = group, claims
@@ -79,8 +79,8 @@ class Scaling:
                     self._place = (group, place)
                     return settings
         raise ValueError(
-            f"{self.group.name} is no longer among the optimizer's parameters; detach the handle, and attach "
-            "again with the optimizer that steps it"
+            f"{self.group.name} is no longer among the optimizer's parameters; detach the handle, and "
+            "attach again with the optimizer that steps it"
         )
 
     def _fixed_deviation(self) -> Deviation | None:

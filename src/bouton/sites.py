@@ -21,8 +21,8 @@ from bouton.shards import spread
 class RandomStream:
     """Random draws that depend on a seed, a name and how often was drawn, and on nothing else.
 
-    Each draw has a key of its own, so that the whole state is one integer, and the draws of one mechanism on
-    one weight do not depend on which others are attached.
+    Each draw has a key of its own, so that the whole state is one integer, and the draws of one mechanism
+    on one weight do not depend on which others are attached.
     """
 
     seed: int

@@ -18,9 +18,10 @@ Settings = dict[str, Any]  # an optimizer's parameter group
 class KnownUpdate(NamedTuple):
     """How to scale the updates of one kind of optimizer.
 
-    ``is_told`` says whether the state tells the update under these settings. ``rescale`` adds to synapses the
-    deviation of their rates times the update that was made of them; it takes the optimizer, the settings, the
-    weight, a function that gives a view of the synapses in a tensor of the weight's shape, and the deviation.
+    ``is_told`` says whether the state tells the update under these settings. ``rescale`` adds to synapses
+    the deviation of their rates times the update that was made of them; it takes the optimizer, the
+    settings, the weight, a function that gives a view of the synapses in a tensor of the weight's shape,
+    and the deviation.
     """
 
     is_told: Callable[[Settings], bool]
@@ -32,7 +33,7 @@ def known_update(optimizer: Optimizer | None) -> KnownUpdate | None:
 
     SGD, Adam and AdamW are known. Subclasses of them are not, whose steps may do more.
     """
-    return _KNOWN.get(type(optimizer))
+    return _KNOWN.get(type(optimizer)) if optimizer else None
 
 
 def is_precise(weight: Tensor) -> bool:

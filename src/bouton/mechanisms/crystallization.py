@@ -11,7 +11,6 @@ from bouton.mechanism import Mechanism, register
 from bouton.mechanisms.sizes import in_pieces, sizes, wide
 from bouton.sites import Synapses
 
-
 FROZEN = 2.0**-100  # a rate at most as large is 0
 
 
@@ -97,5 +96,5 @@ class Crystallization(Mechanism):
             settled = _settled(known["size"], known["mean"], synapses.gradient, self.threshold)
             rate.addcmul_(rate, settled, value=self.factor - 1)
             # CPUs are slow with the smallest numbers that they know, at which rates would end up
-            torch.nn.functional.threshold_(rate, FROZEN, 0.0)
+            torch.threshold_(rate, FROZEN, 0.0)
         return rate

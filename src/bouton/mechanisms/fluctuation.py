@@ -19,11 +19,11 @@ RUN = 1 << 16  # synapses that read it from one place
 def fluctuating(synapses: Synapses, rate: Tensor, spread: float) -> Tensor:
     """``|N(rate, spread * rate)|`` for each synapse, as another tensor; ``rate`` has the weight's shape.
 
-    On a CPU, drawing a normal number takes longer than all the rest of a step on one weight. There, the
-    numbers are read from a table of 2**18, which is drawn once for all: each 65536 synapses, row by row, read
-    on from a place of their own, drawn anew at each call. So all numbers of such a run differ, one synapse
-    sees a new number of the table in each step, and a number comes back after some 2**18 of them. Other
-    devices draw each number, and so draw others.
+    On a CPU, drawing normal numbers takes longer than all the rest that is done to a weight in a step. There,
+    they are read from a table of 2**18, which is drawn once for all: each 65536 synapses, row by row, read on
+    from a place that is drawn anew at each call. So one synapse sees another number of the table in each
+    step, and no number twice among its neighbours; farther off, stretches of the same numbers are common.
+    Other devices draw each number, and so draw others.
     """
     if rate.device.type != "cpu" or is_spread(synapses.weight):
         return (rate * (1 + spread * synapses.normal())).abs_()
@@ -41,7 +41,7 @@ def fluctuating(synapses: Synapses, rate: Tensor, spread: float) -> Tensor:
 
 @cache
 def _table(spread: float, dtype: torch.dtype) -> Tensor:
-    """``|1 + spread * n|`` for numbers ``n`` of mean 0 and variance 1, the first of which follow the last."""
+    """``|1 + spread * n|`` for ``n`` of mean 0 and variance 1; the first follow the last."""
     drawn = normal((0x62B1D5A7, 0x94D049BB), (SIZE,), torch.float64)
     drawn = (drawn - drawn.mean()) / drawn.std(correction=0)
     return torch.cat([drawn, drawn[:RUN]]).mul_(spread).add_(1).abs_().to(dtype)

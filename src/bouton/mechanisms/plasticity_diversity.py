@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch
 from torch import Tensor
 
 from bouton.mechanism import Mechanism, checked_clip, register
@@ -66,10 +65,11 @@ class PlasticityDiversity(Mechanism):
         clip: bounds of ``r``, or None.
         decay: share of ``r - 1`` that a period leaves under the ``"temporal"`` law, 0 to 1.
         period: optimizer steps from one decay to the next under the ``"temporal"`` law.
-        stored: keep what is drawn, in 2 bytes for each synapse (4 under the ``"temporal"`` law). False keeps
-            nothing and makes the same draws again in every step: no memory for some more time. What is
-            drawn then is the same on every device, for ``"uniform"``, ``"depth"`` and the laws that follow
-            to the bit, of 2**16 values; ``"gamma"``, ``"beta"`` and ``"temporal"`` cannot be made again.
+        stored: keep what is drawn, in 2 bytes for each synapse (4 under the ``"temporal"`` law). False
+            keeps nothing and makes the same draws again in every step: no memory for some more time.
+            They are the same on every device and in every process, of 2**16 values and to the bit under
+            ``"uniform"``, ``"depth"``, ``"weight"`` and ``"activity"``; ``"gamma"``, ``"beta"`` and
+            ``"temporal"`` cannot be made again.
         where: see :class:`bouton.Mechanism`.
 
     Raises:

@@ -43,7 +43,7 @@ class Law(NamedTuple):
 
     ``prepare`` draws the law's state at ``attach``. ``deviation`` makes a step's rates, and the same ones
     however often it is called in that step. ``survey`` and ``observe`` are those of the mechanism, and so
-    are ``fixed``, ``blind`` and ``rowwise``. ``seedable``: the state is not needed, because a draw can be repeated.
+    are ``fixed``, ``blind`` and ``rowwise``. ``seedable``: draws can be repeated, and need not be stored.
     """
 
     prepare: Callable[[Synapses, Settings], dict[str, Tensor]]

@@ -23,7 +23,7 @@ def volumes(weight: Tensor) -> Tensor:
 _STEEP = 80  # exp(-80) is a number that float32 can tell from 0
 
 
-def _mean_rate(weight: Tensor, stability: float, smallest: Tensor | float) -> Tensor:
+def _mean_rate(weight: Tensor, stability: float, smallest: Tensor) -> Tensor:
     """``exp(-s (v - v_min))``, with ``s v = s - s / (|w| + 1)`` and in powers of 2, which cost less."""
     exponent = stability / math.log(2)
     inverse = sizes(weight).add_(1).reciprocal_()  # 1 - v
@@ -90,10 +90,9 @@ class VolumePlasticity(Mechanism):
     def survey(self, synapses: Synapses) -> dict[str, Tensor]:
         if self.stability == 0:
             return {}
-        weight, smallest = synapses.weight, 0.0
-        steep = self.stability > _STEEP and self.normalize and weight.numel() > 0
-        if steep:  # the smallest weight's rate is 1 before the mean is taken out, so that no mean is 0
-            smallest = volumes(weight).amin()
+        weight, smallest = synapses.weight, synapses.weight.new_zeros(())
+        if self.normalize and self.stability > _STEEP and weight.numel():
+            smallest = volumes(weight).amin()  # whose rate is 1, so that no mean is 0
         mean_rate = in_pieces(partial(_mean_rate, stability=self.stability, smallest=smallest), weight)
         return {"rate": mean_rate, "mean": mean_rate.mean()} if self.normalize else {"rate": mean_rate}
 
