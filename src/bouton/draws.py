@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 Key = tuple[int, int]  # two numbers of 32 bits
 
 _FACTORS = (0x7FEB352D, 0x846CA68B, 0x9E3779B1)
-_PIECE = 1 << 17  # numbers made at a time on a CPU, so that they stay in its cache
+_PIECE = 1 << 18  # numbers made at a time on a CPU, so that they stay in its cache
 
 
 def bits(key: Key, count: int, device: torch.device | str = "cpu", start: int = 0) -> Tensor:
@@ -34,7 +35,7 @@ def bits(key: Key, count: int, device: torch.device | str = "cpu", start: int = 
     made = torch.empty(count, dtype=torch.int32, device=device)
     piece = count if made.is_cuda else min(count, _PIECE)
     shifted = torch.empty(piece, dtype=torch.int32, device=device)
-    places = torch.arange(piece, dtype=torch.int32, device=device)
+    places = _counted(_PIECE) if not made.is_cuda else torch.arange(piece, dtype=torch.int32, device=device)
     for begin in range(0, count, max(piece, 1)):
         x = made[begin : begin + piece]
         shift = shifted[: len(x)]
@@ -57,11 +58,17 @@ def short_bits(key: Key, count: int, device: torch.device | str = "cpu", start: 
 
 
 def uniform(
-    key: Key, shape: Sequence[int], dtype: torch.dtype, device: torch.device | str = "cpu", start: int = 0
+    key: Key,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    start: int = 0,
+    low: float = 0.0,
+    high: float = 1.0,
 ) -> Tensor:
-    """Draws from U[0, 1) of 24 bits, which every floating point type from float32 up holds exactly."""
-    drawn = bits(key, math.prod(shape), device, start).bitwise_right_shift_(8)
-    return drawn.to(dtype).mul_(2.0**-24).add_(0.5).reshape(tuple(shape))
+    """Draws from U[low, high), of 24 bits: U[0, 1) is exact in every floating point type from float32 up."""
+    drawn = bits(key, math.prod(shape), device, start).bitwise_right_shift_(8).to(dtype)
+    return drawn.mul_((high - low) * 2.0**-24).add_((low + high) / 2).reshape(tuple(shape))
 
 
 def normal(
@@ -75,6 +82,11 @@ def normal(
     drawn = uniform(key, (count, 2), dtype, device, 2 * start)
     radius = drawn[:, 0].neg().add_(1).log_().mul_(-2).sqrt_()
     return radius.mul_(drawn[:, 1].mul(2 * math.pi).cos_()).reshape(tuple(shape))
+
+
+@cache
+def _counted(count: int) -> Tensor:
+    return torch.arange(count, dtype=torch.int32)
 
 
 def _signed(number: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import reduce
 
 import torch
@@ -10,13 +10,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from bouton.claim import Claim
+from bouton.pieces import pieces
 from bouton.shards import is_spread, local, spread
 from bouton.sites import Deviation, Synapses
 from bouton.snapshot import Snapshot
 from bouton.synapse import SynapseGroup
 from bouton.updates import KnownUpdate, Settings, is_precise
-
-PIECE = 1 << 18  # synapses that a CPU takes at a time, so that what a rule makes of them stays in its cache
 
 
 class Scaling:
@@ -109,11 +108,10 @@ class Scaling:
         for block, own in enumerate(zip(*surveyed, strict=True)):
             for synapses, claim in zip(own, self.claims, strict=True):
                 synapses.step = claim.memory.step
-            for rows, parts in self._pieces(own):
+            for rows, parts in pieces(self.claims, own):
 
-                def view(tensor: Tensor, block: int = block, rows: slice | None = rows) -> Tensor:
-                    part = split(tensor.detach())[block]
-                    return part if rows is None else part[rows]
+                def view(tensor: Tensor, block: int = block, rows: slice = rows) -> Tensor:
+                    return split(tensor.detach())[block][rows]
 
                 known.rescale(optimizer, settings, weight, view, self._deviation(parts))
 
@@ -155,25 +153,9 @@ class Scaling:
         seen = [c.blocks(before.effective, weight.grad, before.companions, alone=False) for c in claims]
         parted = zip(split(before.stored), split(weight.detach()), zip(*seen, strict=True), strict=True)
         for old, new, own in parted:
-            for rows, parts in self._pieces(own):
+            for rows, parts in pieces(self.claims, own):
                 rate = self._factor(parts).to(weight.dtype)
-                old_part, new_part = (old, new) if rows is None else (old[rows], new[rows])
-                torch.lerp(old_part, new_part, rate, out=new_part)
-
-    def _pieces(self, own: Sequence[Synapses]) -> Iterator[tuple[slice | None, Sequence[Synapses]]]:
-        """Some nodes of a block after another, as each claim's rule sees them; None stands for all."""
-        weight = own[0].weight
-        if weight.numel() <= PIECE or weight.is_cuda or not all(c.mechanism.rowwise for c in self.claims):
-            yield None, own
-            return
-        for synapses, claim in zip(own, self.claims, strict=True):
-            synapses.survey = claim.mechanism.surveyed(synapses)
-        counts = [synapses.stream.count for synapses in own]
-        size = max(PIECE // own[0].fan_in, 1)
-        for first in range(0, len(weight), size):
-            for synapses, count in zip(own, counts, strict=True):
-                synapses.stream.count = count  # a draw for the whole weight, of which each piece is a part
-            yield slice(first, first + size), [synapses.rows(first, first + size) for synapses in own]
+                torch.lerp(old[rows], new[rows], rate, out=new[rows])
 
 
 def _all(tensor: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import torch
@@ -122,9 +123,9 @@ class Synapses:
         """A generator for the next draw, on the weight's device; other devices draw other numbers."""
         return self.stream.generator(self.weight.device)
 
-    def uniform(self, low: float | Tensor, high: float | Tensor) -> Tensor:
+    def uniform(self, low: float, high: float) -> Tensor:
         """Draw from U[low, high) in the shape of the weight, the same on every device."""
-        return self._drawn(uniform).mul_(high - low).add_(low)
+        return self._drawn(partial(uniform, low=low, high=high))
 
     def normal(self) -> Tensor:
         """Draw from N(0, 1) in the shape of the weight, the same on every device up to rounding."""

@@ -16,10 +16,11 @@ from bouton.claim import Claim, Claims, claims_at
 from bouton.compiled import keep_out_of_graphs
 from bouton.moments import fresh_moments, reset_moments
 from bouton.rates import Scaling
-from bouton.shards import is_spread, local, mixing, refuse_part_of_flat, spread
+from bouton.shards import is_spread, mixing, refuse_part_of_flat, spread
 from bouton.skipped import Verdict
 from bouton.snapshot import Snapshot, take_snapshots
 from bouton.stored import read_weight
+from bouton.structure import rewire
 from bouton.switch import Switch
 from bouton.synapse import SynapseGroup
 from bouton.updates import known_update
@@ -170,14 +171,12 @@ class StepHook:
     def _write(self, group: SynapseGroup, claim: Claim) -> None:
         weight, optimizer = group.weight, self._optimizer
         skipped = getattr(optimizer, "found_inf", None)
-        rewired = claim.rewire(group.effective(), weight.grad, group.beside(), skipped)
-        changed, values = (spread(tensor, weight) for tensor in rewired)
-        if (spared := group.spared()) is not None:
-            changed = changed & ~spread(spared, weight)
+        spared = group.spared()
         if skipped is not None:
-            changed = changed & (skipped == 0)
+            never = torch.zeros_like(weight, dtype=torch.bool) if spared is None else spared
+            spared = spread(never, weight) | (skipped != 0)
+        changed = rewire(group, claim, spared, skipped)
         claim.memory.count(changed)
-        torch.where(local(changed), local(values), local(weight), out=local(weight))
         if optimizer and claim.mechanism.reset_moments:
             reset_moments(optimizer, weight, changed, self._fresh[group])
 

@@ -19,11 +19,11 @@ RUN = 1 << 16  # synapses that read it from one place
 def fluctuating(synapses: Synapses, rate: Tensor, spread: float) -> Tensor:
     """``|N(rate, spread * rate)|`` for each synapse, as another tensor; ``rate`` has the weight's shape.
 
-    On a CPU, drawing normal numbers takes longer than all the rest that is done to a weight in a step. There,
-    they are read from a table of 2**18, which is drawn once for all: each 65536 synapses, row by row, read on
-    from a place that is drawn anew at each call. So one synapse sees another number of the table in each
-    step, and no number twice among its neighbours; farther off, stretches of the same numbers are common.
-    Other devices draw each number, and so draw others.
+    On a CPU, drawing normal numbers takes longer than all the rest that is done to a weight in a step.
+    There, they are read from a table of 2**18, drawn once for all: each 65536 synapses, row by row, read on
+    from a place that is drawn anew at each call. So a synapse sees another number of the table in each
+    step, and its neighbours see others; farther off, stretches of the same numbers are common. Other
+    devices draw each number, and so draw others.
     """
     if rate.device.type != "cpu" or is_spread(synapses.weight):
         return (rate * (1 + spread * synapses.normal())).abs_()
