@@ -66,7 +66,7 @@ def uniform(
     low: float = 0.0,
     high: float = 1.0,
 ) -> Tensor:
-    """Draws from U[low, high), of 24 bits: U[0, 1) is exact in every floating point type from float32 up."""
+    """Draws from U[low, high) of 24 bits, all of which float32 holds in U[0, 1)."""
     drawn = bits(key, math.prod(shape), device, start).bitwise_right_shift_(8).to(dtype)
     return drawn.mul_((high - low) * 2.0**-24).add_((low + high) / 2).reshape(tuple(shape))
 

@@ -11,21 +11,21 @@ from bouton.mechanism import Mechanism, register
 from bouton.mechanisms.sizes import in_pieces, sizes, wide
 from bouton.sites import Synapses
 
-FROZEN = 2.0**-100  # a rate at most as large is 0
+FROZEN = 2.0**-80  # a rate at most as large is set to 0
 
 
 def crystallizing(weight: Tensor, gradient: Tensor, threshold: float) -> Tensor:
     """Which synapses crystallize: a mask in the shape of ``weight``."""
     size = sizes(weight)
-    return _settled(size, size.mean(), gradient, threshold).bool()
+    mean = size.mean()
+    return _settled(size.mul_(threshold), mean, gradient).bool()
 
 
-def _settled(size: Tensor, mean: Tensor, gradient: Tensor, threshold: float) -> Tensor:
-    """The mask as numbers, 0 and 1, which take a CPU less time than truth values."""
-    pull = gradient.to(size.dtype).abs()
+def _settled(least: Tensor, most: Tensor, gradient: Tensor) -> Tensor:
+    """The mask as numbers, 0 and 1, which take a CPU less time than truth values; overwrites ``least``."""
+    pull = gradient.to(least.dtype).abs()
     # |g| < t |w| and not |g| / |w| < t: the same, and defined where both are zero
-    weak = (threshold * size).gt_(pull)
-    return torch.maximum(weak, pull.gt_(mean))
+    return torch.maximum(least.gt_(pull), pull.gt_(most))
 
 
 @register(
@@ -87,14 +87,16 @@ class Crystallization(Mechanism):
 
     def survey(self, synapses: Synapses) -> dict[str, Tensor]:
         size = in_pieces(sizes, synapses.weight)
-        return {"size": size, "mean": size.mean()}
+        most = size.mean()
+        return {"least": size.mul_(self.threshold), "most": most}
 
     def rule(self, synapses: Synapses) -> Tensor:
         rate = synapses.state["rate"]
         if synapses.gradient is not None:
             known = self.surveyed(synapses)
-            settled = _settled(known["size"], known["mean"], synapses.gradient, self.threshold)
+            settled = _settled(known["least"], known["most"], synapses.gradient)
             rate.addcmul_(rate, settled, value=self.factor - 1)
-            # CPUs are slow with the smallest numbers that they know, at which rates would end up
-            torch.threshold_(rate, FROZEN, 0.0)
+            if synapses.step % 8 == 0:
+                # CPUs are slow with the smallest numbers that they know, at which rates would end up
+                torch.threshold_(rate, FROZEN, 0.0)
         return rate

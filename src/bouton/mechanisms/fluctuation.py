@@ -25,6 +25,8 @@ def fluctuating(synapses: Synapses, rate: Tensor, spread: float) -> Tensor:
     step, and its neighbours see others; farther off, stretches of the same numbers are common. Other
     devices draw each number, and so draw others.
     """
+    if spread == 0:
+        return rate.clone()
     if rate.device.type != "cpu" or is_spread(synapses.weight):
         return (rate * (1 + spread * synapses.normal())).abs_()
     table, (first, second) = _table(spread, wide(rate.dtype)), synapses.stream.key()

@@ -37,17 +37,21 @@ def pool_nodes(
 class _Pool(torch.autograd.Function):
     """The sum over each group of nodes, at each of its members; its own transpose.
 
-    Autograd would sum along a short axis, which is slow, and keep the memory format of neither.
+    Autograd would sum along a short axis, which is slow, and lose the memory format.
     """
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(output: Tensor, gamma: int, axis: int) -> Tensor:
-        members = output.unflatten(axis, (-1, gamma))  # [..., node / gamma, gamma, ...]
-        total = reduce(torch.add, members.unbind(axis))
         pooled = torch.empty_like(output)
-        pooled.unflatten(axis, (-1, gamma)).copy_(total.unsqueeze(axis))
+        if gamma == 1:
+            return pooled.copy_(output)
+        # [..., node / gamma, gamma, ...], and of that one member after another
+        members, places = (x.unflatten(axis, (-1, gamma)).unbind(axis) for x in (output, pooled))
+        total = torch.add(members[0], members[1], out=places[0])
+        for member in members[2:]:
+            total.add_(member)
+        for place in places[1:]:
+            place.copy_(total)
         return pooled
 
     @staticmethod
@@ -61,6 +65,13 @@ class _Pool(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
         return cast(Tensor, _Pool.apply(tangent, ctx.gamma, ctx.axis))  # type: ignore[no-untyped-call]
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int, None, None], output: Tensor, gamma: int, axis: int
+    ) -> tuple[Tensor, int]:
+        pooled = _Pool.apply(output.movedim(in_dims[0], 0), gamma, axis)  # type: ignore[no-untyped-call]
+        return pooled, 0  # the axis counts from the end
 
 
 @register(

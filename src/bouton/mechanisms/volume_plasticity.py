@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from bouton.mechanism import Mechanism, register
@@ -20,14 +21,15 @@ def volumes(weight: Tensor) -> Tensor:
     return size / (size + 1)
 
 
-_STEEP = 80  # exp(-80) is a number that float32 can tell from 0
+_STEEP = 40  # up to here, float32 holds the sum of exp(s (1 - v)) over any weight
 
 
-def _mean_rate(weight: Tensor, stability: float, smallest: Tensor) -> Tensor:
-    """``exp(-s (v - v_min))``, with ``s v = s - s / (|w| + 1)`` and in powers of 2, which cost less."""
-    exponent = stability / math.log(2)
-    inverse = sizes(weight).add_(1).reciprocal_()  # 1 - v
-    return inverse.sub_(1 - smallest).mul_(exponent).exp2_()
+def _mean_rate(weight: Tensor, stability: float, smallest: Tensor | None) -> Tensor:
+    """``exp(s (1 - v))``, or ``exp(-s (v - smallest))``; in powers of 2, which cost less."""
+    exponent = sizes(weight).add_(1).reciprocal_()  # 1 - v
+    if smallest is not None:
+        exponent.sub_(1 - smallest)
+    return exponent.mul_(stability / math.log(2)).exp2_()
 
 
 @register(
@@ -90,22 +92,23 @@ class VolumePlasticity(Mechanism):
     def survey(self, synapses: Synapses) -> dict[str, Tensor]:
         if self.stability == 0:
             return {}
-        weight, smallest = synapses.weight, synapses.weight.new_zeros(())
-        if self.normalize and self.stability > _STEEP and weight.numel():
-            smallest = volumes(weight).amin()  # whose rate is 1, so that no mean is 0
-        mean_rate = in_pieces(partial(_mean_rate, stability=self.stability, smallest=smallest), weight)
-        return {"rate": mean_rate, "mean": mean_rate.mean()} if self.normalize else {"rate": mean_rate}
+        weight, smallest = synapses.weight, None
+        if self.stability > _STEEP and weight.numel():
+            smallest = volumes(weight).amin() if self.normalize else weight.new_zeros(())
+        rate = in_pieces(partial(_mean_rate, stability=self.stability, smallest=smallest), weight)
+        if self.normalize:
+            return {"rate": rate, "scale": rate.mean().reciprocal_()}
+        scale = self.base if smallest is not None else self.base * math.exp(-self.stability)
+        return {"rate": rate, "scale": rate.new_full((), scale)}
 
-    def deviation(self, synapses: Synapses) -> Deviation | None:
+    def deviation(self, synapses: Synapses) -> Deviation:
         if self.normalize and self.stability == 0 and self.spread == 0:
             return Deviation(synapses.weight.new_zeros(()), 0.0)
-        return None
+        return Deviation(self.rule(synapses).sub_(1))
 
     def rule(self, synapses: Synapses) -> Tensor:
         known, weight = self.surveyed(synapses), synapses.weight
-        rate = known.get("rate", weight.new_ones((), dtype=wide(weight.dtype))).expand(weight.shape)
-        if self.spread:
-            rate = fluctuating(synapses, rate, self.spread)
-        if not self.normalize:
-            return rate * self.base
-        return rate / known["mean"] if "mean" in known else rate
+        if not known:
+            known = {"rate": torch.ones_like(weight, dtype=wide(weight.dtype))}
+            known["scale"] = known["rate"].new_full((), 1.0 if self.normalize else self.base)
+        return fluctuating(synapses, known["rate"], self.spread).mul_(known["scale"])
