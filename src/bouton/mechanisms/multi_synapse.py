@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any, cast
 
 import torch
@@ -31,7 +30,11 @@ def pool_nodes(
 
     ``axis`` holds the nodes and counts from the end. The result has the memory format of ``output``.
     """
-    return cast(Tensor, _Pool.apply(activation(output), gamma, axis))  # type: ignore[no-untyped-call]
+    output = activation(output)
+    if torch.compiler.is_compiling():  # which makes one operation of all that
+        members = output.unflatten(axis, (-1, gamma))
+        return members.sum(axis, keepdim=True).expand_as(members).flatten(axis - 1, axis)
+    return cast(Tensor, _Pool.apply(output, gamma, axis))  # type: ignore[no-untyped-call]
 
 
 class _Pool(torch.autograd.Function):
