@@ -33,7 +33,8 @@ def pool_nodes(
     output = activation(output)
     if torch.compiler.is_compiling():  # which makes one operation of all that
         members = output.unflatten(axis, (-1, gamma))
-        return members.sum(axis, keepdim=True).expand_as(members).flatten(axis - 1, axis)
+        pooled: Tensor = members.sum(axis, keepdim=True).expand_as(members).flatten(axis - 1, axis)
+        return pooled
     return cast(Tensor, _Pool.apply(output, gamma, axis))  # type: ignore[no-untyped-call]
 
 
