@@ -31,15 +31,20 @@ def scaled_update(before: Tensor, after: Tensor, rate: Tensor) -> Tensor:
     return scaled
 
 
-def remodeled(weight: Tensor, normal: Tensor, uniform: Tensor, d_re: float, published: bool) -> Tensor:
-    """Weights after one event, from one N(0, 1) and one U[0, 1] draw per synapse."""
+def remodeled(weight: Tensor, uniform: Tensor, d_re: float, published: bool) -> Tensor:
+    """Weights after one event, from one U[0, 1) draw per synapse."""
     largest = max(abs(w.item()) for w in weight.flatten())
     bound = largest if published else 1 / math.sqrt(weight[0].numel())
-    new = weight.clone()
+    chance, new = replaced_share(weight, d_re), weight.clone()
     for index in itertools.product(*(range(size) for size in weight.shape)):
-        if abs(weight[index]) < abs(normal[index]) * largest / d_re:
-            new[index] = -bound + 2 * bound * uniform[index]
+        if uniform[index].item() < chance[index].item():
+            new[index] = -bound + 2 * bound * (uniform[index].item() / chance[index].item())
     return new
+
+
+def rates_of(state: dict[str, Tensor], nu: float, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The rates that a state of PlasticityDiversity stands for, where nothing clips them."""
+    return (1 + nu * state["deviation"].double()).to(dtype)
 
 
 def weight_following_rate(weight: Tensor, deviation: Tensor, clip: tuple[float, float]) -> Tensor:
@@ -100,7 +105,7 @@ def dale(weight: Tensor, outgoing: bool, excitatory: float | None) -> Tensor:
 def replaced_share(weight: Tensor, d_re: float) -> Tensor:
     """Probability that spine remodeling replaces each entry of ``weight``."""
     largest = max(abs(w.item()) for w in weight.flatten())
-    shares = [1 - math.erf(abs(w.item()) * d_re / (largest * math.sqrt(2))) for w in weight.flatten()]
+    shares = [math.erfc(abs(w.item()) * d_re / (largest * math.sqrt(2))) for w in weight.flatten()]
     return torch.tensor(shares, dtype=torch.float64).reshape(weight.shape)
 
 

@@ -6,6 +6,7 @@ import pickle
 import weakref
 from dataclasses import dataclass
 
+import oracles
 import pytest
 import torch
 from torch import nn
@@ -111,7 +112,7 @@ def test_rates_multiply():
     bouton.attach(model, both, [Slow(factor=0.5), bouton.PlasticityDiversity(distribution="gamma")], seed=3)
     drawn = bouton.attach(other, product, [bouton.PlasticityDiversity(distribution="gamma")], seed=3)
     for state in (claim.memory.states[0] for _, claim in drawn._claims):
-        state["rate"] *= 0.5
+        state["deviation"] = (0.5 * oracles.rates_of(state, 0.16, torch.float64) - 1) / 0.16
     for ours, expected in zip(train(model, both), train(other, product), strict=True):
         torch.testing.assert_close(ours, expected)
 
@@ -438,7 +439,7 @@ def test_a_state_that_lacks_what_attach_made_is_refused():
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
     handle = bouton.attach(layer, optimizer, [bouton.PlasticityDiversity()])
     state = handle.state_dict()
-    del state["claims"]["PlasticityDiversity/weight"]["tensors"][0]["rate"]
+    del state["claims"]["PlasticityDiversity/weight"]["tensors"][0]["deviation"]
     with pytest.raises(ValueError, match="PlasticityDiversity/weight does not fit"):
         handle.load_state_dict(state)
 

@@ -2,6 +2,7 @@
 
 import copy
 
+import oracles
 import pytest
 import torch
 from torch import nn
@@ -269,7 +270,7 @@ def test_gradient_scope_scales_what_accumulates_and_what_autograd_gives():
     plain.load_state_dict(layer.state_dict())
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
     handle = bouton.attach(layer, optimizer, [bouton.PlasticityDiversity(scope="gradient")])
-    rate = handle.state_dict()["claims"]["PlasticityDiversity/weight"]["tensors"][0]["rate"]
+    rate = oracles.rates_of(handle.state_dict()["claims"]["PlasticityDiversity/weight"]["tensors"][0], 0.16)
     batches = torch.randn(3, 8, 5)
     for x in batches:  # three micro-batches
         layer(x).square().sum().backward()

@@ -1,5 +1,6 @@
 """Autocast to bfloat16: layers run in 16 bits, weights, states and updates stay in 32."""
 
+import oracles
 import pytest
 import torch
 from spelled_out import adamw, attached, batch, loss_of, spelled_out
@@ -85,6 +86,6 @@ def test_the_update_under_autocast_is_the_plain_one_scaled(scope):
     optimizer.step()
     claims = handle.state_dict()["claims"].values()
     for weight, old, gradient, claim in zip(model[::2], before, plain, claims, strict=True):
-        rate = claim["tensors"][0]["rate"]
+        rate = oracles.rates_of(claim["tensors"][0], 0.5)
         expected = old - optimizer.param_groups[0]["lr"] * rate * gradient.float()
         torch.testing.assert_close(weight.weight.detach(), expected, rtol=1e-5, atol=1e-7)

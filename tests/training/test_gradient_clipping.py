@@ -1,5 +1,6 @@
 """Clipping comes after what acts on errors and gradients, and before what acts on the update."""
 
+import oracles
 import pytest
 import torch
 from spelled_out import adamw, assert_same_weights, attached, loss_of, sgd, spelled_out
@@ -47,7 +48,7 @@ def test_the_order_by_hand():
         layer = torch.nn.Linear(5, 4, bias=False)
         optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
         handle = bouton.attach(layer, optimizer, [mechanism])
-        rate = handle.state_dict()["claims"]["PlasticityDiversity/weight"]["tensors"][0]["rate"]
+        rate = oracles.rates_of(handle.state_dict()["claims"]["PlasticityDiversity/weight"]["tensors"][0], 1.0)
         before, gradient = layer.weight.detach().clone(), torch.ones(4, 5)
         layer(torch.ones(1, 5)).sum().backward()
         torch.nn.utils.clip_grad_value_(layer.parameters(), 0.5)

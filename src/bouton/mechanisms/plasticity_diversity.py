@@ -188,6 +188,6 @@ class PlasticityDiversity(Mechanism):
 
     def rule(self, synapses: Synapses) -> Tensor:
         values, scale = self.deviation(synapses)
-        # in one operation, in the wider of both types
-        one = torch.ones((), dtype=wide(synapses.weight.dtype), device=values.device)
+        # in one operation, in the wider of both types; a number without axes would not count for that
+        one = torch.ones(1, dtype=wide(synapses.weight.dtype), device=values.device)
         return torch.add(one, values, alpha=scale).expand(synapses.weight.shape)
