@@ -10,7 +10,8 @@ from rich.console import Console
 from bouton.lab.bench.arms import BenchArm, arms_of
 from bouton.lab.bench.measure import Setting, attach, measure
 from bouton.lab.bench.record import Record, write_records
-from bouton.lab.bench.terminal import LiveProgress, print_record
+from bouton.lab.bench.table import make_table
+from bouton.lab.bench.terminal import LiveProgress, print_table
 from bouton.lab.bench.timing import Effort
 from bouton.lab.bench.workloads import Workload, named, users
 from bouton.lab.folder import prepare
@@ -77,7 +78,7 @@ def benchmark(
         record = measure(chosen, arms, setting, progress=progress)
     if out is not None:
         write_records(out, [record])
-    print_record(console, record)
+    print_table(console, make_table(record))
     return record
 
 

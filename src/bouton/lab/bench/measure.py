@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import cycle
 from typing import Protocol
 
 import torch
@@ -17,7 +18,7 @@ from bouton.lab.bench.arms import BenchArm, Part, parts_of
 from bouton.lab.bench.estimate import estimate
 from bouton.lab.bench.memory import footprint
 from bouton.lab.bench.record import ArmRecord, Measured, Record, Timed, machine
-from bouton.lab.bench.timing import Effort, clock_of, time_pairs
+from bouton.lab.bench.timing import Effort, Steps, clock_of, time_pairs
 from bouton.lab.bench.workloads import SEED, Training, Workload
 from bouton.mechanism import Mechanism
 
@@ -54,6 +55,7 @@ class Setting:
         dtype: of weights and inputs: `float32` or `bfloat16`.
         threads: torch's.
         effort: when to stop.
+        memory: whether memory is counted as well.
         command: what was typed, for the record.
 
     Raises:
@@ -64,6 +66,7 @@ class Setting:
     dtype: str = "float32"
     threads: int = 1
     effort: Effort = field(default_factory=Effort)
+    memory: bool = True
     command: str = ""
 
     def __post_init__(self) -> None:
@@ -157,7 +160,7 @@ class _Bench:
     def __init__(self, workload: Workload, setting: Setting) -> None:
         self._setting = setting
         self._start = partial(workload.start, setting.device, DTYPES[setting.dtype])
-        self._plain = footprint(self._start, setting.device)
+        self._plain = footprint(self._start, setting.device) if setting.memory else None
         self.parameters = sum(
             parameter.numel() for parameter in self._start().model.parameters() if parameter.requires_grad
         )
@@ -165,20 +168,27 @@ class _Bench:
     def measure(self, parts: Sequence[tuple[Part, Equip]], expected: type[Exception]) -> Measured:
         """Times all parts and counts their memory; an expected error is the result."""
         try:
-            weights = max(equip(self._start()) for _, equip in parts)
+            weights = max(equip(self._start()) for _, equip in parts)  # fails before anything is timed
             timed = tuple(self._time(part, equip) for part, equip in parts)
-            counted = [
-                footprint(partial(self._equipped, equip), self._setting.device) for _, equip in parts
-            ]
+            state, peak = self._memory([equip for _, equip in parts], weights)
         except expected as error:
             return Measured(failed=f"{type(error).__name__}: {error}")
         return Measured(
             parts=timed,
             ratio=estimate([part.ratios for part in timed], [part.weight for part in timed]),
             weights=weights,
-            state=_per_weight([each.held - self._plain.held for each in counted], weights),
-            peak=_per_weight([each.peak - self._plain.peak for each in counted], weights),
+            state=state,
+            peak=peak,
         )
+
+    def _memory(self, equips: Sequence[Equip], weights: int) -> tuple[float | None, float | None]:
+        """Bytes for each weight, held and at the peak; of several parts the most."""
+        if not weights or self._plain is None:
+            return None, None
+        counted = [footprint(partial(self._equipped, equip), self._setting.device) for equip in equips]
+        held = max(each.held for each in counted) - self._plain.held
+        peak = max(each.peak for each in counted) - self._plain.peak
+        return round(held / weights, 3), round(peak / weights, 3)
 
     def _equipped(self, equip: Equip) -> Training:
         training = self._start()
@@ -186,10 +196,15 @@ class _Bench:
         return training
 
     def _time(self, part: Part, equip: Equip) -> Timed:
-        plain, attached = self._start(), self._equipped(equip)
-        pairs = time_pairs(
-            plain.steps, attached.steps, clock_of(self._setting.device), self._setting.effort, part.weight
-        )
+        turns = cycle((False, True))
+
+        def copies() -> tuple[Steps, Steps]:
+            # which of the two is made first decides where their tensors lie in memory
+            if next(turns):
+                return (self._equipped(equip).steps, self._start().steps)[::-1]
+            return self._start().steps, self._equipped(equip).steps
+
+        pairs = time_pairs(copies, clock_of(self._setting.device), self._setting.effort, part.weight)
         return Timed(
             name=part.name,
             weight=part.weight,
@@ -197,10 +212,6 @@ class _Bench:
             plain_ms=round(1000 * statistics.median(pairs.plain) / pairs.steps, 4),
             ratios=tuple(pairs.ratios),
         )
-
-
-def _per_weight(counted: Sequence[int], weights: int) -> float | None:
-    return round(max(counted) / weights, 3) if weights else None
 
 
 @contextmanager

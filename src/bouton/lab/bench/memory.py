@@ -19,7 +19,7 @@ from torch.autograd.profiler import profile
 
 from bouton.lab.bench.workloads import Training
 
-STEPS = 3  # the first makes the optimizer's state; after that all are alike
+STEPS = 2  # the first makes the optimizer's state; after that all are alike
 _EVENT = "[memory]"  # torch's name of an allocation (positive) or a release (negative)
 _ANNOUNCEMENT = b"SyncActivityProfilerHandler"
 

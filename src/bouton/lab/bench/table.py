@@ -114,11 +114,9 @@ def _notes(record: Record, headers: tuple[str, ...]) -> list[str]:
     return notes
 
 
-def markdown(record: Record) -> str:
-    """The table of a record for a page."""
-    table = make_table(record)
+def markdown(table: Table) -> str:
+    """A table for a page: title, rows, what failed, notes."""
     lines = [f"{table.title}.", "", f"| {' | '.join(table.headers)} |", "|---" * len(table.headers) + "|"]
     lines += [f"| {' | '.join(row)} |" for row in table.rows]
-    if table.failed:
-        lines += ["", *(f"- {name}: `{' '.join(reason.split())}`" for name, reason in table.failed)]
-    return "\n".join(lines)
+    lines += ["", *(f"- {name}: `{' '.join(reason.split())}`" for name, reason in table.failed)]
+    return "\n".join([*lines, *([""] if table.failed else []), table.notes[0]])

@@ -11,8 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from bouton.lab.bench.record import Measured, Record
-from bouton.lab.bench.table import make_table, ratio_text
+from bouton.lab.bench.record import Measured
+from bouton.lab.bench.table import Table, ratio_text
 from bouton.lab.visible import visible
 
 
@@ -53,12 +53,11 @@ class LiveProgress:
         self._progress.advance(self._bar)
 
 
-def print_record(console: Console, record: Record) -> None:
+def print_table(console: Console, table: Table) -> None:
     """Prints the numbers, what could not be measured, and what the columns mean.
 
     The table fits 80 columns: the interval stands under its ratio.
     """
-    table = make_table(record)
     grid = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for number, header in enumerate(table.headers):
         grid.add_column(Text(header), justify="right" if number else "left", overflow="fold")

@@ -17,7 +17,13 @@ from bouton.lab.bench.estimate import estimate
 Steps = Callable[[int], None]  # makes so many steps
 Clock = Callable[[Steps, int], float]  # how many seconds so many steps take
 
-GROWTH = 1.2  # how many times the pairs are as many when the interval is looked at again
+Copies = Callable[[], tuple[Steps, Steps]]  # makes fresh ones, plain and attached
+
+# Copies of one model differ: the ratio of one pair of copies of the MLP was up to two percent off that of
+# the next, for as long as they were timed. So several pairs of copies share the time.
+COPIES = 5  # at least, if time allows
+SHARE = 0.1  # of the time, for each pair of copies
+PAIRS = 4  # of each pair of copies at least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +36,7 @@ class Effort:
         least_pairs: pairs made in any case.
         block: seconds that a block of steps should last at least; what is shorter, the clock and the
             system disturb.
-        warm_up: steps of each training before the first pair.
+        warm_up: steps of each copy before its first pair.
 
     Raises:
         ValueError: if a number is out of range.
@@ -40,7 +46,7 @@ class Effort:
     precision: float = 0.01
     least_pairs: int = 8
     block: float = 0.02
-    warm_up: int = 3
+    warm_up: int = 2
 
     def __post_init__(self) -> None:
         for name in ("seconds", "precision"):
@@ -60,7 +66,7 @@ class Pairs:
         ratios: for each pair the attached block's time over that of the plain one beside it.
     """
 
-    steps: int
+    steps: int = 0
     plain: list[float] = field(default_factory=list)
     ratios: list[float] = field(default_factory=list)
 
@@ -88,37 +94,43 @@ def clock_of(device: str) -> Clock:
     return cuda_clock if torch.device(device).type == "cuda" else wall_clock
 
 
-def time_pairs(plain: Steps, attached: Steps, clock: Clock, effort: Effort, weight: float = 1.0) -> Pairs:
+def time_pairs(copies: Copies, clock: Clock, effort: Effort, weight: float = 1.0) -> Pairs:
     """Times blocks of steps in pairs, in the order A B B A A B B A and so on.
 
     Args:
-        plain: makes plain steps.
-        attached: makes steps with mechanisms.
+        copies: makes what is timed: plain steps, and the same with mechanisms.
         clock: times either.
         effort: when to stop.
         weight: what the median is multiplied by in the end; the smaller, the earlier is it known.
     """
+    pairs, spent = Pairs(), 0.0
     with _without_collector():
-        for steps in (plain, attached):
-            clock(steps, effort.warm_up)
-        pairs = Pairs(_steps_of_a_block(plain, clock, effort))
-        spent, look = 0.0, effort.least_pairs
-        for number in count(1):
-            times = {}
-            for steps in (plain, attached) if number % 2 else (attached, plain):
-                times[steps] = clock(steps, pairs.steps)
-            spent += sum(times.values())
-            pairs.plain.append(times[plain])
-            pairs.ratios.append(round(times[attached] / times[plain], 5))
-            if number < effort.least_pairs:
+        for made in count(1):
+            spent += _time_copies(pairs, *copies(), clock, effort)
+            gc.collect()  # the copies
+            if len(pairs.ratios) < effort.least_pairs:
                 continue
-            if spent >= effort.seconds:
+            enough = made >= COPIES * weight and weight * estimate([pairs.ratios]).width <= effort.precision
+            if enough or spent >= effort.seconds:
                 break
-            if number >= look:
-                if weight * estimate([pairs.ratios]).width <= effort.precision:
-                    break
-                look = math.ceil(GROWTH * number)
     return pairs
+
+
+def _time_copies(pairs: Pairs, plain: Steps, attached: Steps, clock: Clock, effort: Effort) -> float:
+    """Adds the pairs of two copies; gives the seconds that they took."""
+    for steps in (plain, attached):
+        clock(steps, effort.warm_up)
+    pairs.steps = pairs.steps or _steps_of_a_block(plain, clock, effort)
+    spent, number = 0.0, 0
+    while number < PAIRS or spent < SHARE * effort.seconds:
+        swapped = number % 2 == 1
+        first, second = (attached, plain) if swapped else (plain, attached)
+        times = [clock(first, pairs.steps), clock(second, pairs.steps)]
+        alone, beside = reversed(times) if swapped else times
+        pairs.plain.append(alone)
+        pairs.ratios.append(round(beside / alone, 5))
+        spent, number = spent + sum(times), number + 1
+    return spent
 
 
 def _steps_of_a_block(plain: Steps, clock: Clock, effort: Effort) -> int:
