@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from bouton.lab.arms import describe, parse_mechanisms
+from bouton.lab.bench.workloads import WORKLOADS, Workload
 from bouton.mechanism import Mechanism
 
 NEVER = 2**62  # steps
+GPU_BUDGET, ON_GPU = 1.03, {("resnet18", 256), ("gpt2", 8)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,12 +20,22 @@ class BenchArm:
     Args:
         name: what tables call them.
         mechanisms: none: a second plain training, whose ratio shows what the measurement itself adds.
-        budgets: for each workload the largest ratio that is meant to be.
+        budgets: for each built-in workload the largest ratio that is meant to be on two cores.
     """
 
     name: str
     mechanisms: tuple[Mechanism, ...]
     budgets: Mapping[str, float] = field(default_factory=dict)
+
+    def budget(self, workload: Workload, device: str) -> float | None:
+        """The largest ratio that is meant to be.
+
+        On a CPU the budgets are those of built-in workloads with their own settings. On a GPU there is one
+        budget for every arm that has any, on GPT-2 and on ResNet-18 with batch 256.
+        """
+        if device == "cpu":
+            return self.budgets.get(workload.name) if workload == WORKLOADS.get(workload.name) else None
+        return GPU_BUDGET if self.budgets and (workload.name, workload.batch_size) in ON_GPU else None
 
 
 @dataclass(frozen=True, kw_only=True)

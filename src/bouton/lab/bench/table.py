@@ -36,7 +36,9 @@ def make_table(record: Record) -> Table:
     kept = [n for n in range(len(HEADERS)) if n < 2 or any(row[n] != MISSING for row in rows)]
     headers = tuple(HEADERS[n] for n in kept)
     return Table(
-        title=f"{record.summary}: {record.plain_ms:.3g} ms for a plain step",
+        title=(
+            f"{record.summary}, {record.parameters:,} parameters: {record.plain_ms:.3g} ms for a plain step"
+        ),
         headers=headers,
         rows=tuple(tuple(row[n] for n in kept) for row in rows),
         failed=tuple(_failed(record)),
@@ -94,7 +96,7 @@ def _notes(record: Record, headers: tuple[str, ...]) -> list[str]:
     notes = [
         f"On {record.device} ({where}, {shown.get('memory_gib')} GiB, {shown.get('system')}), "
         f"{record.threads} thread{'' if record.threads == 1 else 's'}, {record.dtype}, "
-        f"{record.parameters:,} parameters, torch {shown.get('torch')}, bouton {shown.get('bouton')}.",
+        f"torch {shown.get('torch')}, bouton {shown.get('bouton')}.",
         "Step time: over that of a plain step of the same model beside it; median of the paired ratios "
         f"with its {CONFIDENCE:.0%} bootstrap interval. The first row is a second plain training: what "
         "the measurement itself adds.",
