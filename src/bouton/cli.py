@@ -120,6 +120,59 @@ def _dispatch(typed: list[str]) -> int:
         )
         return _exit_code(experiments.carry_out(comparison, out, threads=threads))
 
+    def bench(
+        workload: str | None = None,
+        model: str | None = None,
+        data: str | None = None,
+        mechanisms: tuple[str, ...] = (),
+        optimizer: str | None = None,
+        lr: float | None = None,
+        batch_size: int | None = None,
+        device: str = "cpu",
+        dtype: str = "float32",
+        threads: int = 1,
+        seconds: float = 20.0,
+        precision: float = 0.01,
+        out: Path | None = None,
+    ) -> int:
+        """Measure what mechanisms cost: step time against a plain step beside it, and memory.
+
+        Args:
+            workload: mlp, resnet18, transformer or gpt2 (for GPUs); left out: mlp, if no model is given.
+            model: instead, a model of your own, file.py:make_model, as compare takes it.
+            data: its data, file.py:make_data; one batch of it is taken.
+            mechanisms: one or more, as compare takes them; left out: all, each alone, and the
+                core together.
+            optimizer: sgd, momentum, adam, adamw, rmsprop or adagrad; left out: the workload's, or sgd.
+            lr: learning rate; left out: the workload's, or 0.01.
+            batch_size: samples per step; left out: the workload's, or 64.
+            device: cpu or cuda.
+            dtype: of weights and inputs, float32 or bfloat16.
+            threads: torch's threads.
+            seconds: the most for each measurement.
+            precision: the width of the interval at which a measurement stops before that.
+            out: a file for the result, as JSON.
+        """
+        from bouton.lab.bench import benchmark
+
+        benchmark(
+            workload=workload,
+            model=model,
+            data=data,
+            mechanisms=mechanisms,
+            optimizer=optimizer and optimizer.lower(),
+            lr=lr,
+            batch_size=batch_size,
+            device=device,
+            dtype=dtype,
+            threads=threads,
+            seconds=seconds,
+            precision=precision,
+            out=out,
+            command=command,
+        )
+        return 0
+
     def report(directory: Path, /) -> int:
         """Print the table and write the page of a sweep again, from its folder.
 
@@ -148,7 +201,7 @@ def _dispatch(typed: list[str]) -> int:
         return 0
 
     code: int = tyro.extras.subcommand_cli_from_dict(
-        {"demo": demo, "compare": compare, "list": list_, "report": report},
+        {"demo": demo, "compare": compare, "bench": bench, "list": list_, "report": report},
         prog="bouton",
         description="Synaptic mechanisms for PyTorch: do they help? (bouton --version)",
         args=typed,

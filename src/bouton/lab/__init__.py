@@ -1,4 +1,4 @@
-"""Does it help? Paired comparisons with built-in controls, their statistics and their report.
+"""Does it help, and what does it cost? Paired comparisons with controls, and paired step times.
 
 Example:
     A comparison as Python calls, the same as `bouton compare`::
@@ -11,6 +11,7 @@ Example:
         print(summary.arms[-1].verdict)
 """
 
+from bouton.lab.bench import benchmark
 from bouton.lab.comparison import Comparison, read_comparison
 from bouton.lab.dataset import Dataset
 from bouton.lab.experiments import carry_out, define, demo, rebuild
@@ -23,6 +24,7 @@ __all__ = [
     "Dataset",
     "FolderError",
     "Summary",
+    "benchmark",
     "carry_out",
     "define",
     "demo",

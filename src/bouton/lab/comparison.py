@@ -12,7 +12,7 @@ from bouton.lab.arms import Arm
 from bouton.lab.folder import locked, write_atomically
 from bouton.lab.records import RunConfig, RunResult
 from bouton.lab.runs import RunStore
-from bouton.lab.setup import OPTIMIZERS
+from bouton.lab.setup import check_settings
 from bouton.lab.sources import Source
 
 FILE = "comparison.json"
@@ -55,15 +55,12 @@ class Comparison:
     left_out: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("seeds", "epochs", "batch_size"):
+        for name in ("seeds", "epochs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, found {getattr(self, name)}")
         if self.seeds > MOST_SEEDS:
             raise ValueError(f"seeds must be {MOST_SEEDS} or fewer, found {self.seeds}")
-        if not 0 < self.lr < float("inf"):
-            raise ValueError(f"lr must be a positive number, found {self.lr}")
-        if self.optimizer not in OPTIMIZERS:
-            raise ValueError(f"unknown optimizer {self.optimizer!r}: expected {', '.join(OPTIMIZERS)}")
+        check_settings(self.batch_size, self.optimizer, self.lr)
         if not self.arms or len({arm.name for arm in self.arms}) < len(self.arms):
             raise ValueError("arms must be there, each with a name of its own")
 

@@ -26,6 +26,20 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
 }
 
 
+def check_settings(batch_size: int, optimizer: str, lr: float) -> None:
+    """Refuses what no training can be made with.
+
+    Raises:
+        ValueError: if the optimizer is unknown, or a number out of range.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be 1 or more, found {batch_size}")
+    if not 0 < lr < float("inf"):
+        raise ValueError(f"lr must be a positive number, found {lr}")
+    if optimizer not in OPTIMIZERS:
+        raise ValueError(f"unknown optimizer {optimizer!r}: expected {', '.join(OPTIMIZERS)}")
+
+
 def fresh_model(config: RunConfig, dataset: Dataset) -> nn.Module:
     """Builds the run's model from its seed; seeds torch's global random numbers.
 
