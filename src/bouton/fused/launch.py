@@ -12,10 +12,9 @@ from bouton.draws import _signed
 from bouton.fused.kernels import adamw_kernel, bits_kernel, sgd_kernel
 from bouton.fused.rates import SHORT, SeededRates
 
-_BLOCK = 1024  # entries for one program: 8 for each of 128 threads
-
-# Sums of products rounded once, as said here: left open, Triton 3.9 warns that its default will change.
-_OPTIONS: dict[str, Any] = {"BLOCK": _BLOCK, "enable_fp_fusion": True}
+# A program has 8 entries for each of 128 threads. A product and its sum are rounded once: the default of
+# Triton 3.9, which warns that it will change.
+_OPTIONS: dict[str, Any] = {"BLOCK": 1024, "enable_fp_fusion": True}
 
 
 def step_sgd(
@@ -110,7 +109,7 @@ def draw(rates: SeededRates, drawn: Tensor) -> None:
 
 
 def _programs(tensor: Tensor, rates: SeededRates) -> tuple[int]:
-    return (-(-(tensor.numel() + rates.start % 2) // _BLOCK),)
+    return (-(-(tensor.numel() + rates.start % 2) // _OPTIONS["BLOCK"]),)
 
 
 def _seed(rates: SeededRates) -> tuple[int, int, int, float, float, float]:

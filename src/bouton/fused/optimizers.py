@@ -22,7 +22,7 @@ class SGD(Fused, torch.optim.SGD):
     Arguments, ``param_groups``, ``state`` and ``state_dict()`` are those of :class:`torch.optim.SGD`, and
     state dicts can be exchanged both ways. ``foreach`` holds for weights that torch steps. Those are all
     weights without rates, and those with rates that :attr:`path` tells: on a CPU, without Triton, in
-    another dtype than float32, bfloat16 and float16, not contiguous (as in ``channels_last``), with a sparse
+    another dtype than float32, bfloat16 and float16, not contiguous (``channels_last``), with a sparse
     gradient, with ``differentiable``, or with a tensor for a setting. The latter are scaled afterwards.
 
     Raises:
@@ -79,8 +79,9 @@ class AdamW(Fused, torch.optim.AdamW):
     Arguments, ``param_groups``, ``state`` and ``state_dict()`` are those of :class:`torch.optim.AdamW`, and
     state dicts can be exchanged both ways. ``foreach`` holds for weights that torch steps. Those are all
     weights without rates, and those with rates that :attr:`path` tells: on a CPU, without Triton, in
-    another dtype than float32, bfloat16 and float16, not contiguous (as in ``channels_last``), with ``amsgrad``,
-    ``capturable`` or ``differentiable``, or with a tensor for a setting. The latter are scaled afterwards.
+    another dtype than float32, bfloat16 and float16, not contiguous (``channels_last``), with
+    ``amsgrad``, ``capturable`` or ``differentiable``, or with a tensor for a setting. The latter are scaled
+    afterwards.
 
     Raises:
         ValueError: ``fused=True``. RuntimeError: a sparse gradient, as from torch.
