@@ -26,7 +26,7 @@ WORDS = "count", "first", "key_0", "key_1"
 
 
 def compiled(kernel, flags, dtype, capability):
-    """Assembly of one kernel, for weights that begin at a multiple of 16 bytes and counts that 16 divides."""
+    """One kernel, for weights that begin at a multiple of 16 bytes and have a multiple of 16 entries."""
     signature, constants, aligned = {}, {}, {}
     for place, name in enumerate(kernel.arg_names):
         if name in flags:

@@ -1,4 +1,4 @@
-"""Seeded rates and fused steps once more, slowly: numbers of Python, and torch's own optimizers in float64."""
+"""Seeded rates and fused steps once more, slowly: Python's numbers, torch's optimizers in float64."""
 
 import torch
 from oracles import scaled_update

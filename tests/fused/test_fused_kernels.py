@@ -112,8 +112,8 @@ def test_every_step_is_right_to_the_last_place(on_cpu, name, data, dtype):
     weight = torch.nn.Parameter(torch.randn(shape).to(dtype))
     slow = Slowly(name, weight, seeded, options)
     optimizer = made(name, weight, seeded, options)
-    # One unit in the last place, because the interpreter cuts bfloat16 off; a GPU rounds to nearest. More in
-    # float32, whose other roundings are as large.
+    # One unit in the last place, because the interpreter cuts bfloat16 off, where a GPU rounds to nearest;
+    # more in float32, whose other roundings are as large.
     relative = {torch.float32: 1e-5, torch.bfloat16: 2**-7, torch.float16: 2**-10}[dtype]
     tolerance = {"rtol": relative, "atol": 1e-6}
     for _ in range(20):

@@ -84,7 +84,7 @@ def test_a_state_of_torchs_fused_optimizer_is_taken_over(name, kernels, request)
     if kernels:
         request.getfixturevalue("on_cpu")
     options = {"lr": 0.05} | ({"momentum": 0.9} if name == "SGD" else {})
-    net, torchs, other, fused = pair(name, **options)
+    net, _, other, fused = pair(name, **options)
     builtin = getattr(torch.optim, name)(net.parameters(), fused=True, **options)
     train(net, builtin)
     other.load_state_dict(net.state_dict())
