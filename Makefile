@@ -7,7 +7,7 @@ BIN := .venv/bin
 demo: .venv/lab.stamp
 	$(BIN)/bouton demo
 
-test: .venv/dev.stamp .venv/spikingjelly.stamp lint
+test: .venv/dev.stamp .venv/spikingjelly.stamp .venv/triton.stamp lint
 	$(BIN)/pytest -n auto --dist loadgroup
 
 lint: .venv/dev.stamp
@@ -26,6 +26,12 @@ lint: .venv/dev.stamp
 # Alone, because it asks for a torchvision that does not fit a CPU build of torch; its spiking layers do without.
 .venv/spikingjelly.stamp: .venv/dev.stamp
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps spikingjelly
+	touch $@
+
+# Runs the kernels of src/bouton/fused on a CPU, in its interpreter. Large (286 MB), and made for few machines.
+.venv/triton.stamp: .venv/dev.stamp
+	test "$$(uname -sm)" != "Linux x86_64" || \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps triton
 	touch $@
 
 clean:
