@@ -14,6 +14,7 @@ from typing import Any, Self, TypeVar
 
 from torch import Tensor, nn
 
+from bouton.fused.rates import SeededRates
 from bouton.sites import Deviation, Synapses
 from bouton.synapse import SynapseGroup
 
@@ -93,6 +94,10 @@ class Mechanism:
 
     def deviation(self, synapses: Synapses) -> Deviation | None:
         """What ``rule`` returns at the rate site as a :class:`bouton.Deviation`, if that is less work."""
+        return None
+
+    def seeded(self, synapses: Synapses) -> SeededRates | None:
+        """The rates of ``rule`` where a key alone makes them, for the optimizers of :mod:`bouton.fused`."""
         return None
 
     def observe(self, synapses: Synapses, output: Tensor) -> None:

@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from bouton.claim import Claim
+from bouton.fused.rates import SeededRates
+from bouton.fused.stepping import Fused
 from bouton.pieces import pieces
 from bouton.shards import is_spread, local, spread
 from bouton.sites import Deviation, Synapses
@@ -35,6 +37,11 @@ class Scaling:
         ``known``: how the optimizer's state will tell what it added to the weight.
         """
         group = self.group
+        if isinstance(optimizer, Fused):
+            seeded = self._seeded()
+            if seeded is not None:
+                optimizer.rates[group.weight] = seeded
+                return False
         if known is None or not self._blind or not is_precise(group.weight):
             return True
         if not known.is_told(self._settings(optimizer)):
@@ -53,6 +60,8 @@ class Scaling:
     ) -> None:
         """Scale the update; ``before`` is the copy."""
         weight = self.group.weight
+        if isinstance(optimizer, Fused) and optimizer.rates.pop(weight, None):
+            return  # scaled already
         if before is not None:
             self._scale(before, skipped)
         elif weight.grad is not None and known is not None:
@@ -62,6 +71,18 @@ class Scaling:
                 self._rescale(optimizer, known)
             else:
                 known.rescale(optimizer, self._settings(optimizer), weight, _all, deviation)
+
+    def forget(self, optimizer: Optimizer) -> None:
+        """Take back what a step that failed has left with the optimizer."""
+        if isinstance(optimizer, Fused):
+            optimizer.rates.pop(self.group.weight, None)
+
+    def _seeded(self) -> SeededRates | None:
+        """Rates that a fused optimizer makes itself."""
+        if len(self.claims) > 1 or not self._in_place or self.group.layout.transposed:
+            return None
+        claim, weight = self.claims[0], self.group.weight
+        return claim.mechanism.seeded(claim.blocks(weight.detach())[0])
 
     def _settings(self, optimizer: Optimizer) -> Settings:
         """The weight's parameter group."""

@@ -114,6 +114,8 @@ class StepHook:
             return
         self._depth = 1
         self._rehearsed = is_rehearsal()
+        for own in self._scalings:
+            own.forget(optimizer)
         if self._acts:
             for group in self._weights:
                 _check_same_weight(group)

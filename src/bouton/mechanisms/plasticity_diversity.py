@@ -8,8 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from bouton.fused.rates import SeededRates
 from bouton.mechanism import Mechanism, checked_clip, register
-from bouton.mechanisms.rate_laws import CONSTANT, LAWS, Law
+from bouton.mechanisms.rate_laws import CONSTANT, LAWS, Law, depth_factor, repeated
 from bouton.mechanisms.sizes import wide
 from bouton.processes import process_count
 from bouton.sites import Deviation, Synapses
@@ -185,6 +186,12 @@ class PlasticityDiversity(Mechanism):
 
     def deviation(self, synapses: Synapses) -> Deviation:
         return self.law.deviation(synapses, self, self.surveyed(synapses))
+
+    def seeded(self, synapses: Synapses) -> SeededRates | None:
+        if self.stored or self.nu == 0 or self.distribution not in ("uniform", "depth"):
+            return None
+        nu = self.nu * (depth_factor(synapses) if self.distribution == "depth" else 1.0)
+        return SeededRates(repeated(synapses).key(), nu, self.clip, synapses.start)
 
     def rule(self, synapses: Synapses) -> Tensor:
         values, scale = self.deviation(synapses)

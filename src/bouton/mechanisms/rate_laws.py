@@ -100,19 +100,19 @@ def _whole(values: Tensor, settings: Settings, largest: float) -> Deviation:
     return Deviation(_clipped(values.float().mul_(2.0**-15), settings, largest), settings.nu)
 
 
-def _again(synapses: Synapses) -> RandomStream:
+def repeated(synapses: Synapses) -> RandomStream:
     """The stream of a draw that is repeated in every step."""
     return RandomStream(synapses.stream.seed, synapses.stream.name)
 
 
 def _seeded_uniform(synapses: Synapses, nu: float) -> Tensor:
-    weight, key = synapses.weight, _again(synapses).key()
+    weight, key = synapses.weight, repeated(synapses).key()
     drawn = short_bits(key, weight.numel(), weight.device, synapses.start)
     return synapses.laid_out(drawn.reshape(weight.shape))
 
 
 def _seeded_normal(synapses: Synapses, nu: float) -> Tensor:
-    weight, key = synapses.weight, _again(synapses).key()
+    weight, key = synapses.weight, repeated(synapses).key()
     return synapses.laid_out(normal(key, weight.shape, torch.float32, weight.device, synapses.start))
 
 
@@ -144,7 +144,8 @@ def _beta(synapses: Synapses, nu: float) -> Tensor:
     return 2 * x / (x + y) - 1
 
 
-def _depth_of(synapses: Synapses) -> float:
+def depth_factor(synapses: Synapses) -> float:
+    """The share of the spread that the ``"depth"`` law leaves a layer."""
     return 1 - synapses.depth / 2
 
 
@@ -235,8 +236,8 @@ LAWS: dict[str, Law] = {
     "gamma": _drawn_once(_gamma),
     "beta": _drawn_once(_beta),
     "depth": _drawn_once(
-        lambda synapses, nu: _uniform(synapses, nu) * _depth_of(synapses),
-        lambda synapses, nu: _seeded_uniform(synapses, nu).float().mul_(2.0**-15 * _depth_of(synapses)),
+        lambda synapses, nu: _uniform(synapses, nu) * depth_factor(synapses),
+        lambda synapses, nu: _seeded_uniform(synapses, nu).float().mul_(2.0**-15 * depth_factor(synapses)),
     ),
     "weight": Law(_prepared, _follow_weight, _mean_size, blind=False),
     "temporal": Law(_prepared_for_time, _follow_time, rowwise=False, seedable=False),
