@@ -60,8 +60,9 @@ class Scaling:
     ) -> None:
         """Scale the update; ``before`` is the copy."""
         weight = self.group.weight
-        if isinstance(optimizer, Fused) and optimizer.rates.pop(weight, None):
-            return  # scaled already
+        if isinstance(optimizer, Fused) and weight in optimizer.rates:
+            del optimizer.rates[weight]  # scaled already
+            return
         if before is not None:
             self._scale(before, skipped)
         elif weight.grad is not None and known is not None:

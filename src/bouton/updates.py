@@ -34,8 +34,8 @@ def known_update(optimizer: Optimizer | None) -> KnownUpdate | None:
     SGD, Adam and AdamW are known. Subclasses of them are not, whose steps may do more.
     """
     # those of bouton.fused are torch's but for weights that they scale themselves
-    kind = getattr(optimizer, "torch_optimizer", type(optimizer))
-    return _KNOWN.get(kind) if optimizer else None
+    kind: type[Any] = getattr(optimizer, "torch_optimizer", type(optimizer))
+    return _KNOWN.get(kind)
 
 
 def is_precise(weight: Tensor) -> bool:

@@ -20,8 +20,8 @@ def fluctuating(synapses: Synapses, rate: Tensor, spread: float) -> Tensor:
     """``|N(rate, spread * rate)|`` for each synapse, as another tensor; ``rate`` has the weight's shape.
 
     On a CPU, drawing normal numbers takes longer than all the rest that is done to a weight in a step.
-    There, they are read from a table of 2**18, drawn once for all: each 131072 synapses, row by row, read on
-    from a place that is drawn anew at each call. So a synapse sees another number of the table in each
+    There, they are read from a table of 2**18, drawn once for all: each 131072 synapses, row by row, read
+    on from a place that is drawn anew at each call. So a synapse sees another number of the table in each
     step, and its neighbours see others; farther off, stretches of the same numbers are common. Other
     devices draw each number, and so draw others.
     """
