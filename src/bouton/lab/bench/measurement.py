@@ -106,14 +106,14 @@ def measure(
                 (part, partial(attach, mechanisms=part.mechanisms)) for part in parts_of(arm.mechanisms)
             ]
             progress.start(arm.name)
-            measured = bench.measurement(parts, ValueError)
+            measured = bench.measure(parts, ValueError)
             progress.end(arm.name, measured)
             beside = None
             if older and arm.name in older:
                 what = f"{arm.name}, older package"
                 progress.start(what)
                 whole = Part(name="all steps", mechanisms=(), weight=1.0)
-                beside = bench.measurement([(whole, older[arm.name])], Exception)
+                beside = bench.measure([(whole, older[arm.name])], Exception)
                 progress.end(what, beside)
             rows.append(
                 ArmRecord(
