@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bouton.lab.bench.measure import Equip
+from bouton.lab.bench.measurement import Equip
 from bouton.lab.bench.workloads import Training
 
 PACKAGE = "pytorch_bio_transformations==0.0.5"

@@ -26,22 +26,22 @@ def make_data():
 SHORT = ["--seconds", "0.01", "--precision", "10"]
 
 
-def test_the_users_own_model(user_file, tmp_path, capsys, monkeypatch):
+def test_the_users_own_model(user_file, tmp_path, capfd, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     file, out = user_file(USER), tmp_path / "made" / "result.json"
     sources = ["--model", f"{file}:make_model", "--data", f"{file}:make_data"]
     threads = torch.get_num_threads()
-    settings = ["--batch-size", "64", "--optimizer", "AdamW", "--mechanisms", "Grapes"]
+    settings = ["--batch-size", "64", "--optimizer", "AdamW", "--threads", "2", "--mechanisms", "Grapes"]
     assert main(["bench", *sources, *settings, *SHORT, "--out", str(out)]) == 0
-    assert torch.get_num_threads() == threads and gc.isenabled()
+    assert torch.get_num_threads() == threads == 1 and gc.isenabled()
     (record,) = read_records(out)
     assert [arm.name for arm in record.arms] == ["plain against plain", "Grapes"]
-    assert record.parameters == 6 * 8 + 8 + 8 * 2 + 2
+    assert record.threads == 2 and record.parameters == 6 * 8 + 8 + 8 * 2 + 2
     assert "batch 30, adamw" in record.summary  # there are no more samples
     assert (
         record.command.startswith("bouton bench --model ") and record.machine["torch"] == torch.__version__
     )
-    shown = capsys.readouterr()
+    shown = capfd.readouterr()
     assert "plain against plain" in shown.out and "0 parameters" not in shown.out
     assert shown.err == ""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import itertools
 from functools import partial
 from pathlib import Path
 
@@ -16,13 +17,14 @@ import bouton
 from bouton.lab.bench import ARMS, Effort, Setting, measure, named, read_records, write_records
 from bouton.lab.bench.estimate import Estimate
 from bouton.lab.bench.growth import growth_table, heavier, trend, wider
-from bouton.lab.bench.measure import attach
+from bouton.lab.bench.measurement import attach
 from bouton.lab.bench.memory import footprint
 from bouton.lab.bench.nets import perceptron
 from bouton.lab.bench.page import fill
 from bouton.lab.bench.record import ArmRecord, Measured, Record, Timed
 from bouton.lab.bench.table import make_table, markdown
 from bouton.lab.bench.terminal import print_table
+from bouton.lab.bench.timing import Pairs
 from bouton.lab.bench.workloads import WORKLOADS, Training, Workload, labelled
 
 ROOT = Path(__file__).parent.parent.parent
@@ -154,6 +156,34 @@ def test_the_older_package_may_fail_in_its_own_way():
     assert measured(older={"arm": converting}).older.failed == "IndexError: of older code"
     assert measured(older={"arm": quick}).older.weights == 7
     assert measured(older={"another arm": quick}).older is None
+
+
+def test_the_first_of_each_two_copies_is_the_plain_one(monkeypatch):
+    order = []
+
+    def looking(copies, clock, effort, weight):
+        for _ in range(4):
+            plain, attached = copies()
+            order.append((plain.__self__.equipped, attached.__self__.equipped))
+            order[-1] += ("plain",) if plain.__self__.made < attached.__self__.made else ("attached",)
+        return Pairs(steps=1, plain=[1.0, 1.0], ratios=[1.0, 1.0])
+
+    def equip(training):
+        training.equipped = True
+        return 1
+
+    numbers = itertools.count()
+    start = Workload.start
+
+    def numbered(*arguments):
+        training = start(*arguments)
+        training.equipped, training.made = False, next(numbers)
+        return training
+
+    monkeypatch.setattr("bouton.lab.bench.measurement.time_pairs", looking)
+    monkeypatch.setattr(Workload, "start", numbered)
+    assert measured(older={"arm": equip}).older.failed is None
+    assert order[4:] == [(False, True, "plain"), (False, True, "attached")] * 2
 
 
 def row(name="some arm", ratio=None, **others):

@@ -122,6 +122,7 @@ def test_rare_events_are_timed_apart_with_their_share():
     assert [m.every for m in quiet.mechanisms if m.site == "structure"] == [NEVER]
     assert [m.every for m in busy.mechanisms if m.site == "structure"] == [1]
     assert [type(m) for m in busy.mechanisms] == [type(m) for m in arm.mechanisms]
+    assert parts_of(arms_of(["SpineRemodeling(every=20)"])[1].mechanisms)[1].weight == 0.05
     (each,) = parts_of(arms_of(["SpineRemodeling(every=1)"])[1].mechanisms)
     assert each.weight == 1 and each.mechanisms[0].every == 1
 

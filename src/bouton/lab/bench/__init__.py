@@ -11,7 +11,7 @@ Example:
 
 from bouton.lab.bench.arms import ARMS, BenchArm
 from bouton.lab.bench.command import benchmark
-from bouton.lab.bench.measure import Setting, measure
+from bouton.lab.bench.measurement import Setting, measure
 from bouton.lab.bench.record import Record, read_records, write_records
 from bouton.lab.bench.timing import Effort
 from bouton.lab.bench.workloads import WORKLOADS, Workload, named

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from bouton.lab.bench.arms import BenchArm, arms_of
-from bouton.lab.bench.measure import Setting, attach, measure
+from bouton.lab.bench.measurement import Setting, attach, measure
 from bouton.lab.bench.record import Record, write_records
 from bouton.lab.bench.table import make_table
 from bouton.lab.bench.terminal import LiveProgress, print_table
