@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from functools import cache, cached_property
 from importlib.util import find_spec
+from inspect import unwrap
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -94,7 +95,7 @@ class Fused(Optimizer):
                     own = self.state.get(weight, {})
                     own.update({"step": own["step"].cpu()} if "step" in own else {})
 
-    # Without super().step(): torch runs the hooks around the step of each class, and would run them twice.
+    # It never calls super().step(): torch runs the hooks around the step of each class, here twice then.
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Make one step, as torch's optimizer does.
 
@@ -136,8 +137,7 @@ class Fused(Optimizer):
 
     def _step_others(self, fused: list[Job]) -> None:
         """One step of torch's optimizer, which is not shown the weights that the kernels take."""
-        step: Any = self.torch_optimizer.step
-        plain = step.__wrapped__ if getattr(step, "hooked", False) else step
+        plain = unwrap(self.torch_optimizer.step)  # without the hooks, which run around the own step
         try:
             for job in fused:
                 job.weight.grad = None
