@@ -9,10 +9,11 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from bouton.scratch import PIECE, scratch
+
 Key = tuple[int, int]  # two numbers of 32 bits
 
-_FACTORS = (0x7FEB352D, 0x846CA68B, 0x9E3779B1)
-_PIECE = 1 << 18  # numbers made at a time on a CPU, so that they stay in its cache
+FACTORS = (0x7FEB352D, 0x846CA68B, 0x9E3779B1)
 
 
 def bits(key: Key, count: int, device: torch.device | str = "cpu", start: int = 0) -> Tensor:
@@ -32,21 +33,25 @@ def bits(key: Key, count: int, device: torch.device | str = "cpu", start: int = 
         >>> bool((bits((1, 2), 8)[3:5] == bits((1, 2), 2, start=3)).all())
         True
     """
-    made = torch.empty(count, dtype=torch.int32, device=device)
-    piece = count if made.is_cuda else min(count, _PIECE)
-    shifted = torch.empty(piece, dtype=torch.int32, device=device)
-    places = _counted(_PIECE) if not made.is_cuda else torch.arange(piece, dtype=torch.int32, device=device)
+    return _fill(torch.empty(count, dtype=torch.int32, device=device), key, start)
+
+
+def _fill(made: Tensor, key: Key, start: int) -> Tensor:
+    count, device = len(made), made.device
+    piece = min(count, PIECE) if made.is_cpu else count
+    shifted = scratch("shifted", made[:piece])
+    places = _counted(PIECE) if made.is_cpu else torch.arange(piece, dtype=torch.int32, device=device)
     for begin in range(0, count, max(piece, 1)):
         x = made[begin : begin + piece]
         shift = shifted[: len(x)]
-        torch.add(places[: len(x)], _signed(start + begin), out=x)
-        x.bitwise_xor_(_signed(key[0]))
+        torch.add(places[: len(x)], signed(start + begin), out=x)
+        x.bitwise_xor_(signed(key[0]))
         torch.bitwise_right_shift(x, 16, out=shift)
-        x.bitwise_xor_(shift).mul_(_signed(_FACTORS[0])).bitwise_xor_(_signed(key[1]))
+        x.bitwise_xor_(shift).mul_(signed(FACTORS[0])).bitwise_xor_(signed(key[1]))
         torch.bitwise_right_shift(x, 15, out=shift)
-        x.bitwise_xor_(shift).mul_(_signed(_FACTORS[1]))
+        x.bitwise_xor_(shift).mul_(signed(FACTORS[1]))
         torch.bitwise_right_shift(x, 16, out=shift)
-        x.bitwise_xor_(shift).mul_(_signed(_FACTORS[2]))
+        x.bitwise_xor_(shift).mul_(signed(FACTORS[2]))
     return made
 
 
@@ -67,7 +72,8 @@ def uniform(
     high: float = 1.0,
 ) -> Tensor:
     """Draws from U[low, high) of 24 bits, all of which float32 holds in U[0, 1)."""
-    drawn = bits(key, math.prod(shape), device, start).bitwise_right_shift_(8).to(dtype)
+    made = torch.empty(math.prod(shape), dtype=dtype, device=device)
+    drawn = made.copy_(_fill(scratch("bits", made, torch.int32), key, start).bitwise_right_shift_(8))
     return drawn.mul_((high - low) * 2.0**-24).add_((low + high) / 2).reshape(tuple(shape))
 
 
@@ -89,6 +95,6 @@ def _counted(count: int) -> Tensor:
     return torch.arange(count, dtype=torch.int32)
 
 
-def _signed(number: int) -> int:
+def signed(number: int) -> int:
     """A number modulo 2**32 as int32 holds it."""
     return (number + 2**31) % 2**32 - 2**31

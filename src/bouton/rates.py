@@ -12,12 +12,14 @@ from torch.optim import Optimizer
 from bouton.claim import Claim
 from bouton.fused.rates import SeededRates
 from bouton.fused.stepping import Fused
+from bouton.mechanisms.sizes import wide
 from bouton.pieces import pieces
+from bouton.scratch import PIECE, row_pieces, scratch
 from bouton.shards import is_spread, local, spread
 from bouton.sites import Deviation, Synapses
 from bouton.snapshot import Snapshot
 from bouton.synapse import SynapseGroup
-from bouton.updates import KnownUpdate, Settings, is_precise
+from bouton.updates import KnownUpdate, Settings, Update, is_precise
 
 
 class Scaling:
@@ -26,7 +28,10 @@ class Scaling:
     def __init__(self, group: SynapseGroup, claims: Sequence[Claim]) -> None:
         self.group, self.claims = group, claims
         self._in_place = group.layout.views and not is_spread(group.weight)
-        self._blind = self._in_place and all(claim.mechanism.blind for claim in claims)
+        self._blind = all(claim.mechanism.blind for claim in claims)
+        # of what was before, an update tells the stored weight alone
+        own = group.stored == group.parameter and not group.companions
+        self._can_be_told = self._in_place and (self._blind or own)
         self._place = (0, 0)  # of the weight among the optimizer's parameters
         self._surveyed: list[list[Synapses]] = []
         self._fixed: tuple[object, Deviation] | None = None  # of which states, and what
@@ -42,7 +47,7 @@ class Scaling:
             if seeded is not None:
                 optimizer.rates[group.weight] = seeded
                 return False
-        if known is None or not self._blind or not is_precise(group.weight):
+        if known is None or not self._can_be_told or not is_precise(group.weight):
             return True
         if not known.is_told(self._settings(optimizer)):
             return True
@@ -67,11 +72,11 @@ class Scaling:
             self._scale(before, skipped)
         elif weight.grad is not None and known is not None:
             self.claims[0].refuse_sparse(weight.grad)
-            deviation = self._fixed_deviation()
-            if deviation is None:
+            fixed = self._fixed_deviation()
+            if fixed is None:
                 self._rescale(optimizer, known)
             else:
-                known.rescale(optimizer, self._settings(optimizer), weight, _all, deviation)
+                self._rescale_fixed(optimizer, known, fixed)
 
     def forget(self, optimizer: Optimizer) -> None:
         """Take back what a step that failed has left with the optimizer."""
@@ -124,6 +129,17 @@ class Scaling:
             self._fixed = (states, Deviation(values, deviation.scale))
         return self._fixed[1]
 
+    def _rescale_fixed(self, optimizer: Optimizer, known: KnownUpdate, fixed: Deviation) -> None:
+        weight, nodes, settings = self.group.weight, self.group.layout.nodes, self._settings(optimizer)
+        synapses, values = nodes(weight.detach()), fixed.values
+        if synapses.numel() <= PIECE:
+            _rescale(synapses, known.last(optimizer, settings, weight, nodes), fixed)
+            return
+        for rows in row_pieces(synapses):
+            update = known.last(optimizer, settings, weight, lambda tensor: nodes(tensor)[rows])  # noqa: B023
+            own = values[rows] if values.ndim else values
+            _rescale(synapses[rows], update, Deviation(own, fixed.scale))
+
     def _rescale(self, optimizer: Optimizer, known: KnownUpdate) -> None:
         weight, split, settings = self.group.weight, self.group.layout.split, self._settings(optimizer)
         surveyed, self._surveyed = self._surveyed, []
@@ -133,9 +149,17 @@ class Scaling:
             for rows, parts in pieces(self.claims, own):
 
                 def view(tensor: Tensor, block: int = block, rows: slice = rows) -> Tensor:
-                    return split(tensor.detach())[block][rows]
+                    return split(tensor)[block][rows]
 
-                known.rescale(optimizer, settings, weight, view, self._deviation(parts))
+                now, update = view(weight.detach()), known.last(optimizer, settings, weight, view)
+                if not self._blind:
+                    assert weight.grad is not None
+                    before = torch.add(
+                        now, update.direction, alpha=-update.size, out=scratch("before", now)
+                    )
+                    for part in parts:
+                        part.weight, part.gradient = before, view(weight.grad.detach())
+                _rescale(now, update, self._deviation(parts))
 
     def _deviation(self, parts: Sequence[Synapses]) -> Deviation:
         """How much the product of all rates differs from 1."""
@@ -143,23 +167,23 @@ class Scaling:
             known = self.claims[0].mechanism.deviation(parts[0])
             if known is not None:
                 return known
-        return Deviation(self._factor(parts) - 1)
+            factor = self.claims[0].factor(parts[0])  # may be one for each node
+            return Deviation(torch.sub(factor, 1, out=scratch("product", factor)))
+        return Deviation(self._product(parts).sub_(1))
 
-    def _factor(self, parts: Sequence[Synapses]) -> Tensor:
-        """The product of all rates."""
-        factors, deviations = [], []
-        for claim, part in zip(self.claims, parts, strict=True):
-            known = claim.mechanism.deviation(part) if len(parts) > 1 else None
+    def _product(self, parts: Sequence[Synapses]) -> Tensor:
+        """The product of all rates, in memory that is used again."""
+        weight = parts[0].weight
+        product = scratch("product", weight, wide(weight.dtype))
+        for number, (claim, part) in enumerate(zip(self.claims, parts, strict=True)):
+            known = claim.mechanism.deviation(part)
             if known is None:
-                factors.append(claim.factor(part))
+                factor = claim.factor(part)
+                product = product.mul_(factor) if number else product.copy_(factor)
+            elif number:
+                product.addcmul_(product, _as(product, known.values), value=known.scale)
             else:
-                deviations.append(known)
-        if not factors:
-            values, scale = deviations.pop()
-            factors = [values * scale + 1]
-        product = reduce(torch.mul, factors)
-        for values, scale in deviations:
-            product = torch.addcmul(product, product, values, value=scale)
+                product.copy_(known.values).mul_(known.scale).add_(1)
         return product
 
     def _scale(self, before: Snapshot, skipped: Tensor | None) -> None:
@@ -176,9 +200,19 @@ class Scaling:
         parted = zip(split(before.stored), split(weight.detach()), zip(*seen, strict=True), strict=True)
         for old, new, own in parted:
             for rows, parts in pieces(self.claims, own):
-                rate = self._factor(parts).to(weight.dtype)
+                rate = self._product(parts).to(weight.dtype)
                 torch.lerp(old[rows], new[rows], rate, out=new[rows])
 
 
-def _all(tensor: Tensor) -> Tensor:
-    return tensor
+def _rescale(synapses: Tensor, update: Update, deviation: Deviation) -> None:
+    """Add the deviation of rates times an update to synapses that have just seen the update."""
+    if deviation.scale:
+        values, size = _as(synapses, deviation.values), update.size * deviation.scale
+        synapses.addcmul_(update.direction, values, value=size)
+
+
+def _as(synapses: Tensor, values: Tensor) -> Tensor:
+    """Values in the type of synapses; torch would make new memory for them."""
+    if values.dtype == synapses.dtype or values.numel() <= PIECE:
+        return values
+    return scratch("values", values, synapses.dtype).copy_(values)

@@ -9,27 +9,33 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from bouton.sites import Deviation
+from bouton.scratch import scratch
 
 View = Callable[[Tensor], Tensor]
 Settings = dict[str, Any]  # an optimizer's parameter group
 
 
-class KnownUpdate(NamedTuple):
-    """How to scale the updates of one kind of optimizer.
+class Update(NamedTuple):
+    """What was added to some synapses: ``size * direction``."""
 
-    ``is_told`` says whether the state tells the update under these settings. ``rescale`` adds to synapses
-    the deviation of their rates times the update that was made of them; it takes the optimizer, the
-    settings, the weight, a function that gives a view of the synapses in a tensor of the weight's shape,
-    and the deviation.
+    direction: Tensor
+    size: float
+
+
+class KnownUpdate(NamedTuple):
+    """How the updates of one kind of optimizer are told.
+
+    ``is_told`` says whether the state tells the update under these settings. ``last`` tells the last one;
+    it takes the optimizer, the settings, the weight, and a function that gives a view of the wanted
+    synapses in a tensor of the weight's shape. What it returns is good until it is called again.
     """
 
     is_told: Callable[[Settings], bool]
-    rescale: Callable[[Optimizer, Settings, Tensor, View, Deviation], None]
+    last: Callable[[Optimizer, Settings, Tensor, View], Update]
 
 
 def known_update(optimizer: Optimizer | None) -> KnownUpdate | None:
-    """How to scale the updates of an optimizer; None where only copies of the weights can tell them.
+    """How an optimizer's updates are told; None where only copies of the weights can tell them.
 
     SGD, Adam and AdamW are known. Subclasses of them are not, whose steps may do more.
     """
@@ -54,15 +60,11 @@ def _sgd_tells(settings: Settings) -> bool:
     return _is_plain(settings) and not (decays or settings["nesterov"])
 
 
-def _rescale_sgd(
-    optimizer: Optimizer, settings: Settings, weight: Tensor, view: View, deviation: Deviation
-) -> None:
-    size = -settings["lr"] * deviation.scale
+def _last_of_sgd(optimizer: Optimizer, settings: Settings, weight: Tensor, view: View) -> Update:
     if settings["momentum"]:
-        direction = optimizer.state[weight]["momentum_buffer"]
-    else:
-        direction, size = weight.grad, -size if settings["maximize"] else size
-    view(weight).addcmul_(view(direction), deviation.values, value=size)
+        return Update(view(optimizer.state[weight]["momentum_buffer"]), -settings["lr"])
+    assert weight.grad is not None  # or there is no update
+    return Update(view(weight.grad.detach()), settings["lr"] if settings["maximize"] else -settings["lr"])
 
 
 def _adam_tells(settings: Settings) -> bool:
@@ -73,26 +75,25 @@ def _decay(settings: Settings) -> float:
     return settings["lr"] * settings["weight_decay"] if settings["decoupled_weight_decay"] else 0.0
 
 
-def _rescale_adam(
-    optimizer: Optimizer, settings: Settings, weight: Tensor, view: View, deviation: Deviation
-) -> None:
-    state, synapses, decay = optimizer.state[weight], view(weight), _decay(settings)
-    (first, second), step = settings["betas"], state["step"].item()  # on the CPU, where not capturable
+def _last_of_adam(optimizer: Optimizer, settings: Settings, weight: Tensor, view: View) -> Update:
+    state, decay, (first, second) = optimizer.state[weight], _decay(settings), settings["betas"]
+    mean, square = view(state["exp_avg"]), view(state["exp_avg_sq"])
+    step = state["step"].item()  # on the CPU, where it is not capturable
     # With c the decay, w' = (1 - c) w + u, so that w' - w = (u - c w') / (1 - c), where
     # u = size m / (sqrt(v) + root eps).
     root = (1 - second**step) ** 0.5
     size = -settings["lr"] * root / (1 - first**step)
     if size == 0:
-        return
-    denominator = view(state["exp_avg_sq"]).sqrt().add_(settings["eps"] * root)
-    update = torch.div(view(state["exp_avg"]), denominator, out=denominator)
+        return Update(mean, 0.0)
+    direction = torch.sqrt(square, out=scratch("update", square)).add_(settings["eps"] * root)
+    torch.div(mean, direction, out=direction)
     if decay:
-        update.add_(synapses, alpha=-decay / size)
-    synapses.addcmul_(update, deviation.values, value=size / (1 - decay) * deviation.scale)
+        direction.add_(view(weight.detach()), alpha=-decay / size)
+    return Update(direction, size / (1 - decay))
 
 
 _KNOWN: dict[type[Optimizer], KnownUpdate] = {
-    SGD: KnownUpdate(_sgd_tells, _rescale_sgd),
-    Adam: KnownUpdate(_adam_tells, _rescale_adam),
-    AdamW: KnownUpdate(_adam_tells, _rescale_adam),
+    SGD: KnownUpdate(_sgd_tells, _last_of_sgd),
+    Adam: KnownUpdate(_adam_tells, _last_of_adam),
+    AdamW: KnownUpdate(_adam_tells, _last_of_adam),
 }

@@ -9,9 +9,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from bouton.draws import _FACTORS, _signed
+from bouton.draws import FACTORS, signed
 
-_F0, _F1, _F2 = (tl.constexpr(_signed(factor)) for factor in _FACTORS)
+_F0, _F1, _F2 = (tl.constexpr(signed(factor)) for factor in FACTORS)
 
 # Numbers that differ from weight to weight or from step to step: no kernel is compiled for one of them. The
 # count is none of these: a kernel for counts that 16 divides reads and writes 16 bytes at a time.

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bouton.draws import _signed
+from bouton.draws import signed
 from bouton.fused.kernels import adamw_kernel, bits_kernel, sgd_kernel
 from bouton.fused.rates import SHORT, SeededRates
 
@@ -114,7 +114,7 @@ def _programs(tensor: Tensor, rates: SeededRates) -> tuple[int]:
 
 def _seed(rates: SeededRates) -> tuple[int, int, int, float, float, float]:
     low, high = rates.bounds
-    first, key_0, key_1 = (_signed(number) for number in (rates.start // 2, *rates.key))
+    first, key_0, key_1 = (signed(number) for number in (rates.start // 2, *rates.key))
     return first, key_0, key_1, rates.nu / SHORT, low, high
 
 

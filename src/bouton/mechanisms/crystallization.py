@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from bouton.mechanism import Mechanism, register
-from bouton.mechanisms.sizes import in_pieces, sizes, wide
+from bouton.mechanisms.sizes import mean_size, passing_sizes, wide
+from bouton.scratch import scratch
 from bouton.sites import Synapses
 
 FROZEN = 2.0**-80  # a rate at most as large is set to 0
@@ -16,16 +17,16 @@ FROZEN = 2.0**-80  # a rate at most as large is set to 0
 
 def crystallizing(weight: Tensor, gradient: Tensor, threshold: float) -> Tensor:
     """Which synapses crystallize: a mask in the shape of ``weight``."""
-    size = sizes(weight)
-    mean = size.mean()
-    return _settled(size.mul_(threshold), mean, gradient).bool()
+    return _settled(weight, gradient, threshold, mean_size(weight)).bool()
 
 
-def _settled(least: Tensor, most: Tensor, gradient: Tensor) -> Tensor:
-    """The mask as numbers, 0 and 1, which take a CPU less time than truth values; overwrites ``least``."""
-    pull = gradient.to(least.dtype).abs()
+def _settled(weight: Tensor, gradient: Tensor, threshold: float, most: Tensor) -> Tensor:
+    """The mask as numbers, 0 and 1, which cost a CPU less than truth values; good until the next call."""
+    least = passing_sizes(weight).mul_(threshold)
+    pull = torch.abs(gradient, out=scratch("pull", gradient, least.dtype))
     # |g| < t |w| and not |g| / |w| < t: the same, and defined where both are zero
-    return torch.maximum(least.gt_(pull), pull.gt_(most))
+    least.gt_(pull)
+    return torch.maximum(least, pull.gt_(most), out=least)
 
 
 @register(
@@ -86,15 +87,13 @@ class Crystallization(Mechanism):
         return {"rate": torch.ones_like(synapses.weight, dtype=wide(synapses.weight.dtype))}
 
     def survey(self, synapses: Synapses) -> dict[str, Tensor]:
-        size = in_pieces(sizes, synapses.weight)
-        most = size.mean()
-        return {"least": size.mul_(self.threshold), "most": most}
+        return {"most": mean_size(synapses.weight)}
 
     def rule(self, synapses: Synapses) -> Tensor:
         rate = synapses.state["rate"]
         if synapses.gradient is not None:
-            known = self.surveyed(synapses)
-            settled = _settled(known["least"], known["most"], synapses.gradient)
+            most = self.surveyed(synapses)["most"]
+            settled = _settled(synapses.weight, synapses.gradient, self.threshold, most)
             rate.addcmul_(rate, settled, value=self.factor - 1)
             if synapses.step % 8 == 0:
                 # CPUs are slow with the smallest numbers that they know, at which rates would end up

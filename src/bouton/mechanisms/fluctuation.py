@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from bouton.draws import normal
-from bouton.mechanisms.sizes import wide
 from bouton.shards import is_spread
 from bouton.sites import Synapses
 
@@ -16,8 +15,8 @@ SIZE = 1 << 18  # numbers in the table
 RUN = 1 << 17  # synapses that read it from one place
 
 
-def fluctuating(synapses: Synapses, rate: Tensor, spread: float) -> Tensor:
-    """``|N(rate, spread * rate)|`` for each synapse, as another tensor; ``rate`` has the weight's shape.
+def fluctuate(synapses: Synapses, rate: Tensor, spread: float) -> Tensor:
+    """Make ``|N(rate, spread * rate)|`` of a rate for each synapse, in place where that can be.
 
     On a CPU, drawing normal numbers takes longer than all the rest that is done to a weight in a step.
     There, they are read from a table of 2**18, drawn once for all: each 131072 synapses, row by row, read
@@ -26,19 +25,16 @@ def fluctuating(synapses: Synapses, rate: Tensor, spread: float) -> Tensor:
     devices draw each number, and so draw others.
     """
     if spread == 0:
-        return rate.clone()
-    if rate.device.type != "cpu" or is_spread(synapses.weight):
-        return (rate * (1 + spread * synapses.normal())).abs_()
-    table, (first, second) = _table(spread, wide(rate.dtype)), synapses.stream.key()
-    made = torch.empty(rate.shape, dtype=wide(rate.dtype))
-    flat, end = made.view(-1), synapses.start + made.numel()
-    source = rate.reshape(-1)
+        return rate
+    if rate.device.type != "cpu" or is_spread(synapses.weight) or not rate.is_contiguous():
+        return rate.mul_((1 + spread * synapses.normal()).abs_())
+    table, (first, second) = _table(spread, rate.dtype), synapses.stream.key()
+    flat, end = rate.view(-1), synapses.start + rate.numel()
     for run in range(synapses.start // RUN, -(-end // RUN)):
         low, high = max(run * RUN, synapses.start), min((run + 1) * RUN, end)
         place = (first + run * (second | 1)) % SIZE + low - run * RUN
-        part = slice(low - synapses.start, high - synapses.start)
-        torch.mul(source[part], table[place : place + high - low], out=flat[part])
-    return made
+        flat[low - synapses.start : high - synapses.start].mul_(table[place : place + high - low])
+    return rate
 
 
 @cache

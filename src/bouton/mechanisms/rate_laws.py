@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from bouton.draws import normal, short_bits
-from bouton.mechanisms.sizes import sizes
+from bouton.mechanisms.sizes import mean_size, passing_sizes
+from bouton.scratch import scratch
+from bouton.shards import is_spread
 from bouton.sites import Deviation, RandomStream, Synapses
 
 ACTIVE = 0.01  # a node is active where the size of its output is above this
@@ -158,21 +160,25 @@ def _prepared(synapses: Synapses, settings: Settings) -> dict[str, Tensor]:
 
 def _times(synapses: Synapses, settings: Settings, factor: Tensor, largest: float) -> Deviation:
     if settings.stored:
-        values = torch.mul(synapses.state["deviation"], factor)
+        drawn = synapses.state["deviation"]
     else:
-        values = _seeded_uniform(synapses, settings.nu) * factor.mul(2.0**-15)
+        drawn, factor = _seeded_uniform(synapses, settings.nu), factor.mul_(2.0**-15)
+    values = (
+        drawn * factor
+        if is_spread(drawn)
+        else scratch("law", drawn, factor.dtype).copy_(drawn).mul_(factor)
+    )
     return Deviation(_clipped(values, settings, largest), settings.nu)
 
 
 def _mean_size(synapses: Synapses) -> dict[str, Tensor]:
-    size = sizes(synapses.weight)
-    mean = size.mean() if size.numel() else size.sum()
-    return {"mean": mean.clamp_min(torch.finfo(size.dtype).tiny)}  # 0 where all weights are 0
+    mean = mean_size(synapses.weight)
+    return {"mean": mean.clamp_min(torch.finfo(mean.dtype).tiny)}  # 0 where all weights are 0
 
 
 def _follow_weight(synapses: Synapses, settings: Settings, known: Mapping[str, Tensor]) -> Deviation:
     # in place, and with the sign where it costs no pass of its own: 2 - |w| / mean, bounded
-    factor = sizes(synapses.weight).div_(-known["mean"]).clamp_(-1.5, -0.5).add_(2)
+    factor = passing_sizes(synapses.weight).div_(-known["mean"]).clamp_(-1.5, -0.5).add_(2)
     return _times(synapses, settings, factor, 1.5)
 
 
@@ -201,7 +207,7 @@ def _activity(synapses: Synapses) -> dict[str, Tensor]:
 
 
 def _follow_activity(synapses: Synapses, settings: Settings, known: Mapping[str, Tensor]) -> Deviation:
-    factor = known["factor"].reshape(-1, *[1] * (synapses.weight.ndim - 1))
+    factor = known["factor"].reshape(-1, *[1] * (synapses.weight.ndim - 1)).clone()
     return _times(synapses, settings, factor, 1.2)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from bouton.scratch import row_pieces, scratch
 from bouton.shards import is_spread
 
 
@@ -18,18 +19,24 @@ def wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-_PIECE = 1 << 18  # numbers that a CPU takes at a time, so that what is made of them stays in its cache
+def over_pieces(function: Callable[[Tensor], Tensor], weight: Tensor) -> list[Tensor]:
+    """What a function makes of some rows after another, such as their sum."""
+    if is_spread(weight):
+        return [function(weight)]
+    return [function(weight[rows]) for rows in row_pieces(weight)]
 
 
-def in_pieces(function: Callable[[Tensor], Tensor], weight: Tensor) -> Tensor:
-    """Apply a function that acts on each number alone, on a CPU to some rows after another."""
-    if weight.numel() <= _PIECE or weight.device.type != "cpu" or is_spread(weight):
-        return function(weight)
-    made = torch.empty_like(weight, dtype=wide(weight.dtype))
-    rows = max(_PIECE // weight[0].numel(), 1)
-    for first in range(0, len(weight), rows):
-        made[first : first + rows] = function(weight[first : first + rows])
-    return made
+def mean_size(weight: Tensor) -> Tensor:
+    """The mean of :func:`sizes`."""
+    return torch.stack(over_pieces(lambda part: passing_sizes(part).sum(), weight)).sum() / weight.numel()
+
+
+def passing_sizes(weight: Tensor) -> Tensor:
+    """:func:`sizes` in memory that is used again at the next call."""
+    if is_spread(weight):
+        return sizes(weight)
+    size = torch.abs(weight, out=scratch("size", weight, wide(weight.dtype)))
+    return size.nan_to_num_(0.0, 0.0)
 
 
 def sizes(weight: Tensor) -> Tensor:

@@ -6,17 +6,18 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from bouton.mechanism import Mechanism, register
-from bouton.mechanisms.sizes import sizes, wide
+from bouton.mechanisms.sizes import over_pieces, passing_sizes, wide
 from bouton.sites import Rewiring, Synapses
 
 
 def turnover_chance(weight: Tensor, largest: Tensor, d_re: float) -> Tensor:
-    """The probability that each synapse is replaced, where ``largest`` is ``w_max``.
+    """The probability that each synapse is replaced, where ``largest`` is ``w_max``; see the class.
 
-    It is not a number where that is 0.
+    It is not a number where ``w_max`` is 0.
     """
     size = weight.to(wide(weight.dtype)).abs()
     return size.mul_(d_re / math.sqrt(2) / largest).erfc_()
@@ -24,8 +25,9 @@ def turnover_chance(weight: Tensor, largest: Tensor, d_re: float) -> Tensor:
 
 def _largest(weight: Tensor) -> Tensor:
     """``w_max`` over the finite weights."""
-    size = sizes(weight)
-    return size.amax() if size.numel() else size.sum()
+    if not weight.numel():
+        return weight.sum()
+    return torch.stack(over_pieces(lambda part: passing_sizes(part).amax(), weight)).amax()
 
 
 @register(

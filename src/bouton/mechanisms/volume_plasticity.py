@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from bouton.mechanism import Mechanism, register
-from bouton.mechanisms.fluctuation import fluctuating
-from bouton.mechanisms.sizes import in_pieces, sizes, wide
+from bouton.mechanisms.fluctuation import fluctuate
+from bouton.mechanisms.sizes import over_pieces, passing_sizes, sizes, wide
+from bouton.scratch import PIECE
 from bouton.sites import Deviation, Synapses
 
 
@@ -25,8 +26,8 @@ _STEEP = 40  # up to here, float32 holds the sum of exp(s (1 - v)) over any weig
 
 
 def _mean_rate(weight: Tensor, stability: float, smallest: Tensor | None) -> Tensor:
-    """``exp(s (1 - v))``, or ``exp(-s (v - smallest))``; in powers of 2, which cost less."""
-    exponent = sizes(weight).add_(1).reciprocal_()  # 1 - v
+    """``exp(s (1 - v))``, or ``exp(-s (v - smallest))``; in powers of 2, and good until the next call."""
+    exponent = passing_sizes(weight).add_(1).reciprocal_()  # 1 - v
     if smallest is not None:
         exponent.sub_(1 - smallest)
     return exponent.mul_(stability / math.log(2)).exp2_()
@@ -77,7 +78,6 @@ class VolumePlasticity(Mechanism):
 
     site = "rate"
     in_parts = True
-    blind = True
     rowwise = True
 
     def __post_init__(self) -> None:
@@ -90,25 +90,36 @@ class VolumePlasticity(Mechanism):
             raise ValueError(f"VolumePlasticity(base={self.base!r}): use a finite number above 0")
 
     def survey(self, synapses: Synapses) -> dict[str, Tensor]:
-        if self.stability == 0:
-            return {}
-        weight, smallest = synapses.weight, None
-        if self.stability > _STEEP and weight.numel():
-            smallest = volumes(weight).amin() if self.normalize else weight.new_zeros(())
-        rate = in_pieces(partial(_mean_rate, stability=self.stability, smallest=smallest), weight)
-        if self.normalize:
+        weight = synapses.weight
+        known = {"smallest": volumes(weight).amin()} if self._is_steep and weight.numel() else {}
+        if not self.normalize:
+            smallest = 0.0 if known else 1.0  # of which exp(s (1 - v)) knows nothing
+            scale = self.base * math.exp(-self.stability * smallest)
+            return {**known, "scale": weight.new_full((), scale, dtype=wide(weight.dtype))}
+        if weight.numel() <= PIECE:  # kept until the step is made, for it is small
+            rate = self._mean_rate(weight, known).clone()
             return {"rate": rate, "scale": rate.mean().reciprocal_()}
-        scale = self.base if smallest is not None else self.base * math.exp(-self.stability)
-        return {"rate": rate, "scale": rate.new_full((), scale)}
+        sums = over_pieces(lambda part: self._mean_rate(part, known).sum(), weight)
+        return {**known, "scale": weight.numel() / torch.stack(sums).sum()}
+
+    @property
+    def _is_steep(self) -> bool:
+        return self.stability > _STEEP
+
+    def _mean_rate(self, weight: Tensor, known: Mapping[str, Tensor]) -> Tensor:
+        return _mean_rate(weight, self.stability, known.get("smallest"))
 
     def deviation(self, synapses: Synapses) -> Deviation:
         if self.normalize and self.stability == 0 and self.spread == 0:
             return Deviation(synapses.weight.new_zeros(()), 0.0)
-        return Deviation(self.rule(synapses).sub_(1))
+        return Deviation(self._rate(synapses).sub_(1))
 
     def rule(self, synapses: Synapses) -> Tensor:
-        known, weight = self.surveyed(synapses), synapses.weight
-        if not known:
-            known = {"rate": torch.ones_like(weight, dtype=wide(weight.dtype))}
-            known["scale"] = known["rate"].new_full((), 1.0 if self.normalize else self.base)
-        return fluctuating(synapses, known["rate"], self.spread).mul_(known["scale"])
+        return self._rate(synapses).clone()
+
+    def _rate(self, synapses: Synapses) -> Tensor:
+        """What ``rule`` returns; good until the next call."""
+        known = self.surveyed(synapses)
+        rate = known["rate"] if "rate" in known else self._mean_rate(synapses.weight, known)
+        rate = fluctuate(synapses, rate, self.spread)
+        return rate.mul_(known["scale"])
