@@ -48,7 +48,9 @@ def test_the_order_by_hand():
         layer = torch.nn.Linear(5, 4, bias=False)
         optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
         handle = bouton.attach(layer, optimizer, [mechanism])
-        rate = oracles.rates_of(handle.state_dict()["claims"]["PlasticityDiversity/weight"]["tensors"][0], 1.0)
+        rate = oracles.rates_of(
+            handle.state_dict()["claims"]["PlasticityDiversity/weight"]["tensors"][0], 1.0
+        )
         before, gradient = layer.weight.detach().clone(), torch.ones(4, 5)
         layer(torch.ones(1, 5)).sum().backward()
         torch.nn.utils.clip_grad_value_(layer.parameters(), 0.5)

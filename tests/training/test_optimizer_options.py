@@ -87,7 +87,9 @@ def test_every_option_of_every_optimizer_scales_the_update_or_raises_what_torch_
     if isinstance(plain, type):
         assert (found, handle) == expected
         return
-    rate = oracles.rates_of(handle.state_dict()["claims"]["PlasticityDiversity/weight"]["tensors"][0], RATE.nu)
+    rate = oracles.rates_of(
+        handle.state_dict()["claims"]["PlasticityDiversity/weight"]["tensors"][0], RATE.nu
+    )
     old, new = plain
     assert (new - old).abs().max() > 0
     torch.testing.assert_close(found[1] - old, rate * (new - old), rtol=1e-4, atol=1e-7)
