@@ -31,10 +31,11 @@ class Scaling:
         self._surveyed: list[list[Synapses]] = []
         self._fixed: tuple[object, Deviation] | None = None  # of which states, and what
 
-    def begin(self, optimizer: Optimizer, known: KnownUpdate | None) -> bool:
+    def begin(self, optimizer: Optimizer, known: KnownUpdate | None, closure: bool = False) -> bool:
         """See the weight before a step; True if a copy of it must be kept.
 
-        ``known``: how the optimizer's state will tell what it added to the weight.
+        ``known``: how the optimizer's state will tell what it added to the weight. ``closure``: forward
+        passes may be made within the step.
         """
         group = self.group
         if isinstance(optimizer, Fused):
@@ -44,6 +45,8 @@ class Scaling:
                 return False
         if known is None or not self._blind or not is_precise(group.weight):
             return True
+        if closure and any([claim.mechanism.observes for claim in self.claims]):
+            return True  # they have yet to see what is surveyed
         if not known.is_told(self._settings(optimizer)):
             return True
         if self._fixed_deviation() is None:
@@ -65,12 +68,12 @@ class Scaling:
             return
         if before is not None:
             self._scale(before, skipped)
-        elif weight.grad is not None and known is not None:
+        elif known is not None:
             self.claims[0].refuse_sparse(weight.grad)
             deviation = self._fixed_deviation()
             if deviation is None:
                 self._rescale(optimizer, known)
-            else:
+            elif weight.grad is not None:
                 known.rescale(optimizer, self._settings(optimizer), weight, _all, deviation)
 
     def forget(self, optimizer: Optimizer) -> None:
@@ -135,7 +138,9 @@ class Scaling:
                 def view(tensor: Tensor, block: int = block, rows: slice = rows) -> Tensor:
                     return split(tensor.detach())[block][rows]
 
-                known.rescale(optimizer, settings, weight, view, self._deviation(parts))
+                deviation = self._deviation(parts)  # time goes by without a gradient, too
+                if weight.grad is not None:
+                    known.rescale(optimizer, settings, weight, view, deviation)
 
     def _deviation(self, parts: Sequence[Synapses]) -> Deviation:
         """How much the product of all rates differs from 1."""
