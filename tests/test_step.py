@@ -183,7 +183,7 @@ def test_the_state_moves_to_the_weights_device_before_a_skipped_step():
 
 def test_weights_that_lead_into_the_same_nodes_are_copied_once(monkeypatch):
     model = nn.LSTM(3, 4)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = torch.optim.RMSprop(model.parameters(), lr=0.1)
     bouton.attach(model, optimizer, [bouton.Grapes(mode="local", where="")], readout=())
     copied = []
     read = snapshot.read_weight

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import reduce
 
 import torch
@@ -36,10 +37,11 @@ class Scaling:
         self._surveyed: list[list[Synapses]] = []
         self._fixed: tuple[object, Deviation] | None = None  # of which states, and what
 
-    def begin(self, optimizer: Optimizer, known: KnownUpdate | None) -> bool:
+    def begin(self, optimizer: Optimizer, known: KnownUpdate | None, closure: bool = False) -> bool:
         """See the weight before a step; True if a copy of it must be kept.
 
-        ``known``: how the optimizer's state will tell what it added to the weight.
+        ``known``: how the optimizer's state will tell what it added to the weight. ``closure``: forward
+        passes may be made within the step.
         """
         group = self.group
         if isinstance(optimizer, Fused):
@@ -49,6 +51,8 @@ class Scaling:
                 return False
         if known is None or not self._can_be_told or not is_precise(group.weight):
             return True
+        if closure and any([claim.mechanism.observes for claim in self.claims]):
+            return True  # they have yet to see what is surveyed
         if not known.is_told(self._settings(optimizer)):
             return True
         if self._fixed_deviation() is None:
@@ -70,12 +74,12 @@ class Scaling:
             return
         if before is not None:
             self._scale(before, skipped)
-        elif weight.grad is not None and known is not None:
+        elif known is not None:
             self.claims[0].refuse_sparse(weight.grad)
             fixed = self._fixed_deviation()
             if fixed is None:
                 self._rescale(optimizer, known)
-            else:
+            elif weight.grad is not None:
                 self._rescale_fixed(optimizer, known, fixed)
 
     def forget(self, optimizer: Optimizer) -> None:
@@ -151,14 +155,16 @@ class Scaling:
                 def view(tensor: Tensor, block: int = block, rows: slice = rows) -> Tensor:
                     return split(tensor)[block][rows]
 
-                now, update = view(weight.detach()), known.last(optimizer, settings, weight, view)
+                now, gradient = view(weight.detach()), weight.grad
+                if gradient is None:  # time goes by, and nothing was added
+                    self._deviation([replace(part, weight=now) for part in parts])
+                    continue
+                update = known.last(optimizer, settings, weight, view)
                 if not self._blind:
-                    assert weight.grad is not None
-                    before = torch.add(
-                        now, update.direction, alpha=-update.size, out=scratch("before", now)
-                    )
+                    kept = scratch("before", now)
+                    before = torch.add(now, update.direction, alpha=-update.size, out=kept)
                     for part in parts:
-                        part.weight, part.gradient = before, view(weight.grad.detach())
+                        part.weight, part.gradient = before, view(gradient.detach())
                 _rescale(now, update, self._deviation(parts))
 
     def _deviation(self, parts: Sequence[Synapses]) -> Deviation:

@@ -122,7 +122,8 @@ class StepHook:
             if self._scalings:
                 with torch.no_grad(), mixing(*self._spread):
                     known = self._known if getattr(optimizer, "found_inf", None) is None else None
-                    copied = [own.group for own in self._scalings if own.begin(optimizer, known)]
+                    closure = _is_given_closure(*arguments)
+                    copied = [own.group for own in self._scalings if own.begin(optimizer, known, closure)]
                     self._before = take_snapshots(copied)
 
     def _after_step(self, optimizer: Optimizer, *arguments: Any) -> None:
@@ -213,6 +214,10 @@ def _check_same_weight(group: SynapseGroup) -> None:
             "sharded by fully_shard or loaded with assign=True); detach the handle before, and attach "
             "again after. With fully_shard: shard the model, build the optimizer, then call bouton.attach"
         )
+
+
+def _is_given_closure(positional: tuple[Any, ...], named: dict[str, Any]) -> bool:
+    return any(callable(argument) for argument in [*positional[1:], *named.values()])
 
 
 def _in_order(claims: list[Claim]) -> list[Claim]:

@@ -57,8 +57,9 @@ def check_updates(
                     rows = slice(block * size, (block + 1) * size)
                     weight, gradient = old[rows], parameter.grad[rows]
                     companion = before[beside][rows] if beside else None
+                    last, start = rates.get((name, block)), block * weight.numel()
                     rates[name, block] = rate[rows] = rate_by_hand(
-                        mechanism, weight, gradient, companion, streams[name], rates.get((name, block))
+                        mechanism, weight, gradient, companion, streams[name], last, start
                     )
             update = plain.get_parameter(name).detach() - old
             torch.testing.assert_close(parameter.detach(), old + rate * update, rtol=0, atol=1e-13)
@@ -71,8 +72,12 @@ def rate_by_hand(
     companion: Tensor | None,
     stream: RandomStream,
     last: Tensor | None,
+    start: int = 0,
 ) -> Tensor:
-    """The rates of one block, ``last`` being those of the step before."""
+    """The rates of one block, ``last`` being those of the step before.
+
+    ``start`` is the place of its first synapse in the whole weight.
+    """
     if isinstance(mechanism, bouton.Grapes):
         synapses = weight if companion is None else torch.cat([weight.flatten(1), companion.flatten(1)], 1)
         factor = oracles.responsibility(synapses, mechanism.clip, mechanism.normalize)
@@ -80,7 +85,8 @@ def rate_by_hand(
     if isinstance(mechanism, bouton.PlasticityDiversity):
         if last is not None:
             return last
-        return Synapses(weight, stream=stream).uniform(1 - mechanism.nu, 1 + mechanism.nu)
+        drawn = Synapses(weight, stream=stream, start=start).uniform(-1, 1)
+        return oracles.rates_of({"deviation": drawn.half()}, mechanism.nu, weight.dtype)
     if isinstance(mechanism, bouton.VolumePlasticity):
         rate = oracles.volume_rate(weight, mechanism.stability)
         return rate / rate.mean()
@@ -101,10 +107,9 @@ def remodeled_by_hand(model: nn.Module, loss: Loss, blocks: Blocks, where: str |
         for name, (count, _) in blocks.items():
             stream = RandomStream(SEED, f"SpineRemodeling/{name}")
             expected = []
-            for weight in model.get_parameter(name).detach().chunk(count):
-                draws = Synapses(weight, stream=stream)
-                drawn = draws.normal(), draws.uniform(0, 1)
-                expected.append(oracles.remodeled(weight, *drawn, 2.0, redraw == "published"))
+            for block, weight in enumerate(model.get_parameter(name).detach().chunk(count)):
+                drawn = Synapses(weight, stream=stream, start=block * weight.numel()).uniform(0, 1)
+                expected.append(oracles.remodeled(weight, drawn, 2.0, redraw == "published"))
             found = net.get_parameter(name).detach()
             torch.testing.assert_close(found, torch.cat(expected), rtol=1e-12, atol=1e-13)
             assert not torch.equal(found, model.get_parameter(name))

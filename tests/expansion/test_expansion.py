@@ -317,7 +317,7 @@ def test_every_synapse_has_its_own_rate_and_turnover():
     handle.detach()
 
     before = expanded[0].synapses.weight.detach().clone()
-    handle = bouton.attach(expanded, optimizer, [bouton.SpineRemodeling()])
+    handle = bouton.attach(expanded, optimizer, [bouton.SpineRemodeling(d_re=1.0)])
     handle.remodel()
     turned = (expanded[0].synapses.weight != before).unflatten(0, (-1, 2))
     assert (turned[:, 0] != turned[:, 1]).any()

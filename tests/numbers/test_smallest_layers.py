@@ -72,7 +72,7 @@ def test_what_rules_say_of_zeros_alone():
     assert torch.equal(bouton.Grapes(clip=None, normalize=True).rule(synapses), ones[:, 0])
     assert torch.equal(bouton.VolumePlasticity(spread=0).rule(synapses), ones)
     assert not bouton.SpineRemodeling().rule(synapses).changed.any()
-    assert not bouton.SpineRemodeling(redraw="published").rule(synapses).values.any()
+    assert not bouton.SpineRemodeling(redraw="published").rule(synapses).changed.any()
     for mechanism in (bouton.DalePrinciple(), bouton.Crystallization()):
         synapses.state.update(mechanism.prepare(synapses))
     assert synapses.state["sign"].tolist() == [[1, 1]]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bouton.mechanism import Mechanism, register
+from bouton.mechanisms.sizes import wide
 from bouton.sites import Synapses
 from bouton.synapse import SynapseGroup
 
@@ -49,6 +50,8 @@ class _Pool(torch.autograd.Function):
         pooled = torch.empty_like(output)
         if gamma == 1:
             return pooled.copy_(output)
+        if gamma > 2 and output.dtype != wide(output.dtype):  # 16 bits would round every partial sum
+            return _Pool.forward(output.to(wide(output.dtype)), gamma, axis).to(output.dtype)
         # [..., node / gamma, gamma, ...], and of that one member after another
         members, places = (x.unflatten(axis, (-1, gamma)).unbind(axis) for x in (output, pooled))
         total = torch.add(members[0], members[1], out=places[0])
