@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from bouton.mechanism import Mechanism, register
-from bouton.mechanisms.sizes import mean_size, passing_sizes, wide
-from bouton.scratch import scratch
+from bouton.mechanisms.sizes import mean_size, passing_abs, passing_sizes, wide
 from bouton.sites import Synapses
 
 FROZEN = 2.0**-80  # a rate at most as large is set to 0
@@ -23,7 +22,7 @@ def crystallizing(weight: Tensor, gradient: Tensor, threshold: float) -> Tensor:
 def _settled(weight: Tensor, gradient: Tensor, threshold: float, most: Tensor) -> Tensor:
     """The mask as numbers, 0 and 1, which cost a CPU less than truth values; good until the next call."""
     least = passing_sizes(weight).mul_(threshold)
-    pull = torch.abs(gradient, out=scratch("pull", gradient, least.dtype))
+    pull = passing_abs("pull", gradient)
     # |g| < t |w| and not |g| / |w| < t: the same, and defined where both are zero
     least.gt_(pull)
     return torch.maximum(least, pull.gt_(most), out=least)

@@ -35,8 +35,13 @@ def passing_sizes(weight: Tensor) -> Tensor:
     """:func:`sizes` in memory that is used again at the next call."""
     if is_spread(weight):
         return sizes(weight)
-    size = torch.abs(weight, out=scratch("size", weight, wide(weight.dtype)))
-    return size.nan_to_num_(0.0, 0.0)
+    return passing_abs("size", weight).nan_to_num_(0.0, 0.0)
+
+
+def passing_abs(name: str, tensor: Tensor) -> Tensor:
+    """The sizes of numbers in float32 at least, in memory that the next call uses again."""
+    size = scratch(name, tensor, wide(tensor.dtype))
+    return torch.abs(tensor, out=size) if size.dtype == tensor.dtype else size.copy_(tensor).abs_()
 
 
 def sizes(weight: Tensor) -> Tensor:
