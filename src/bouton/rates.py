@@ -127,10 +127,7 @@ class Scaling:
             (synapses,) = claim.blocks(weight.detach())
             deviation = claim.mechanism.deviation(synapses)
             assert deviation is not None
-            values = (
-                self.group.layout.nodes(deviation.values) if deviation.values.ndim else deviation.values
-            )
-            self._fixed = (states, Deviation(values, deviation.scale))
+            self._fixed = (states, deviation)
         return self._fixed[1]
 
     def _rescale_fixed(self, optimizer: Optimizer, known: KnownUpdate, fixed: Deviation) -> None:
