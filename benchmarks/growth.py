@@ -10,6 +10,8 @@ benchmarks/results/growth-width-cpu.json and growth-weights-cpu.json.
 from __future__ import annotations
 
 import argparse
+import shlex
+import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -31,7 +33,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUT)
     asked = parser.parse_args()
     console = Console(highlight=False)
-    command = f"python benchmarks/growth.py --seconds {asked.seconds:g} --threads {asked.threads}"
+    command = shlex.join(["python", "benchmarks/growth.py", *sys.argv[1:]])
     effort = Effort(seconds=asked.seconds, precision=0.005, least_pairs=4)
     setting = Setting(threads=asked.threads, effort=effort, memory=False, command=command)
     for series, workloads in SERIES.items():

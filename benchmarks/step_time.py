@@ -10,6 +10,8 @@ dependencies into benchmarks/.older, and used for nothing else.
 from __future__ import annotations
 
 import argparse
+import shlex
+import sys
 from pathlib import Path
 
 from older import install, older_arms
@@ -35,7 +37,7 @@ def main() -> None:
     install()
     console, older, records = Console(highlight=False), older_arms(), []
     effort = Effort(seconds=asked.seconds, precision=asked.precision)
-    command = f"python benchmarks/step_time.py --seconds {asked.seconds:g} --threads {asked.threads}"
+    command = shlex.join(["python", "benchmarks/step_time.py", *sys.argv[1:]])
     setting = Setting(threads=asked.threads, effort=effort, command=command)
     for name in asked.workloads:
         with LiveProgress(console, len(ARMS) + len(older)) as progress:

@@ -107,12 +107,26 @@ def test_all_that_is_allocated_in_events_counts():
     ("name", "parameters"), [("mlp", 269_322), ("resnet18", 11_173_962), ("transformer", 3_323_392)]
 )
 def test_the_built_in_workloads(name, parameters):
-    first, second = WORKLOADS[name].start(), WORKLOADS[name].start()
+    before = torch.get_rng_state()
+    first = WORKLOADS[name].start()
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(1)  # others draw, too
+    second = WORKLOADS[name].start()
     assert sum(p.numel() for p in first.model.parameters()) == parameters
     first.step(), second.step()
     pairs = zip(first.model.parameters(), second.model.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
     assert all(p.grad is not None and p.grad.isfinite().all() for p in first.model.parameters())
+
+
+def test_the_residual_net_halves_its_images_three_times():
+    model = WORKLOADS["resnet18"].start().model.eval()
+    shapes, x = [], torch.zeros(1, 64, 32, 32)
+    for block in model.blocks:
+        x = block(x)
+        shapes.append(tuple(x.shape[1:3]))
+    expected = [(64, 32), (128, 16), (256, 8), (512, 4)]
+    assert shapes == [shape for shape in expected for _ in range(2)]
 
 
 def test_a_decoder_cannot_see_what_comes():
