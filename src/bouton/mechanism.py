@@ -69,7 +69,9 @@ class Mechanism:
     in_parts = False  # rate, structure: the rule takes a weight of fully_shard as a DTensor, and not whole
     blind = False  # rate: the rule reads neither weight nor gradient, only its state and its survey
     fixed = False  # rate, blind: what `deviation` returns never changes, and has the shape of the weight
-    rowwise = False  # rate, structure: the rule may be given some of the nodes at a time
+    # rate, structure: the rule may be given some of the nodes at a time; and the weight as it was before the
+    # step up to its last bit, where the optimizer tells what it added
+    rowwise = False
     observes = False  # any site: call `observe` after each forward pass in training mode
 
     def serves(self, group: SynapseGroup) -> str | None:

@@ -99,12 +99,20 @@ class Memory:
         """Take over what :meth:`save` gave."""
         self.states = [
             # spread over processes as here, however it was where the state was saved
-            {name: spread(tensor, own.get(name, tensor)).clone() for name, tensor in state.items()}
+            {name: _laid_out(tensor, own.get(name, tensor)) for name, tensor in state.items()}
             for state, own in zip(_joined(values), self.states, strict=True)
         ]
         self.step, self.events = values["step"], values["events"]
         self.stream.count, self.doubt = values["draws"], None
         self.changed = values["changed"].clone()
+
+
+def _laid_out(tensor: Tensor, like: Tensor) -> Tensor:
+    """A copy in the order of memory of ``like``, on which the last digit of a sum depends."""
+    placed = spread(tensor, like)
+    if placed.shape != like.shape:
+        return placed.clone()
+    return torch.empty_like(like, dtype=placed.dtype, device=placed.device).copy_(placed)
 
 
 def _joined(values: dict[str, Any]) -> list[dict[str, Tensor]]:

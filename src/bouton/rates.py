@@ -30,9 +30,10 @@ class Scaling:
         self.group, self.claims = group, claims
         self._in_place = group.layout.views and not is_spread(group.weight)
         self._blind = all(claim.mechanism.blind for claim in claims)
-        # of what was before, an update tells the stored weight alone
+        # Of what was before, an update tells the stored weight alone, and not to the last bit.
         own = group.stored == group.parameter and not group.companions
-        self._can_be_told = self._in_place and (self._blind or own)
+        modest = all(claim.mechanism.blind or claim.mechanism.rowwise for claim in claims)
+        self._can_be_told = self._in_place and modest and (self._blind or own)
         self._place = (0, 0)  # of the weight among the optimizer's parameters
         self._surveyed: list[list[Synapses]] = []
         self._fixed: tuple[object, Deviation] | None = None  # of which states, and what
