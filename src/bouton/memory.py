@@ -98,13 +98,17 @@ class Memory:
     def load(self, values: dict[str, Any]) -> None:
         """Take over what :meth:`save` gave."""
         self.states = [
-            # spread over processes as here, however it was where the state was saved
-            {name: spread(tensor, own.get(name, tensor)).clone() for name, tensor in state.items()}
+            {name: _as_here(tensor, own.get(name, tensor)) for name, tensor in state.items()}
             for state, own in zip(_joined(values), self.states, strict=True)
         ]
         self.step, self.events = values["step"], values["events"]
         self.stream.count, self.doubt = values["draws"], None
         self.changed = values["changed"].clone()
+
+
+def _as_here(tensor: Tensor, own: Tensor) -> Tensor:
+    """A copy, spread over processes and laid out in memory as here, however it was where it was saved."""
+    return torch.empty_like(own, dtype=tensor.dtype).copy_(spread(tensor, own))
 
 
 def _joined(values: dict[str, Any]) -> list[dict[str, Tensor]]:
