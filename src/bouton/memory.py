@@ -98,8 +98,7 @@ class Memory:
     def load(self, values: dict[str, Any]) -> None:
         """Take over what :meth:`save` gave."""
         self.states = [
-            # spread over processes as here, however it was where the state was saved
-            {name: _laid_out(tensor, own.get(name, tensor)) for name, tensor in state.items()}
+            {name: _as_here(tensor, own.get(name, tensor)) for name, tensor in state.items()}
             for state, own in zip(_joined(values), self.states, strict=True)
         ]
         self.step, self.events = values["step"], values["events"]
@@ -107,12 +106,9 @@ class Memory:
         self.changed = values["changed"].clone()
 
 
-def _laid_out(tensor: Tensor, like: Tensor) -> Tensor:
-    """A copy in the order of memory of ``like``, on which the last digit of a sum depends."""
-    placed = spread(tensor, like)
-    if placed.shape != like.shape:
-        return placed.clone()
-    return torch.empty_like(like, dtype=placed.dtype, device=placed.device).copy_(placed)
+def _as_here(tensor: Tensor, own: Tensor) -> Tensor:
+    """A copy, spread over processes and laid out in memory as here, however it was where it was saved."""
+    return torch.empty_like(own, dtype=tensor.dtype).copy_(spread(tensor, own))
 
 
 def _joined(values: dict[str, Any]) -> list[dict[str, Tensor]]:
