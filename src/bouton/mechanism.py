@@ -69,8 +69,8 @@ class Mechanism:
     in_parts = False  # rate, structure: the rule takes a weight of fully_shard as a DTensor, and not whole
     blind = False  # rate: the rule reads neither weight nor gradient, only its state and its survey
     fixed = False  # rate, blind: what `deviation` returns never changes, and has the shape of the weight
-    # rate, structure: the rule may be given some of the nodes at a time; and the weight as it was before the
-    # step up to its last bit, where the optimizer tells what it added
+    # rate, structure: the rule may be given some of the nodes at a time, and a weight as it was before the
+    # step but for its last bit, where the optimizer tells what it added
     rowwise = False
     observes = False  # any site: call `observe` after each forward pass in training mode
 
