@@ -43,6 +43,13 @@ def scratch(name: str, like: Tensor, dtype: torch.dtype | None = None) -> Tensor
     return view
 
 
+def passes(tensor: Tensor) -> bool:
+    """Whether a tensor is one that memory is kept for: of a CPU, whole, and no stand-in for others."""
+    if not tensor.is_cpu or is_spread(tensor) or torch.compiler.is_compiling():
+        return False
+    return not torch._C._are_functorch_transforms_active()
+
+
 def row_pieces(tensor: Tensor) -> Iterator[slice]:
     """Slices of a tensor's first axis, each of at most :data:`PIECE` numbers where a row has not more.
 

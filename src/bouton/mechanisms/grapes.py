@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from bouton.mechanism import Mechanism, checked_clip, register
-from bouton.mechanisms.sizes import wide
+from bouton.mechanisms.sizes import over_pieces, passing_abs
 from bouton.sites import Synapses
 from bouton.synapse import SynapseGroup
 
@@ -43,7 +44,8 @@ def presynaptic_responsibility(
 
 
 def _sizes(weight: Tensor) -> Tensor:
-    return weight.abs().flatten(1).sum(1, dtype=wide(weight.dtype))
+    sums = over_pieces(lambda part: passing_abs("size", part).flatten(1).sum(1), weight)
+    return sums[0] if len(sums) == 1 else torch.cat(sums)
 
 
 def _shares(total: Tensor, clip: tuple[float, float] | None, normalize: bool) -> Tensor:

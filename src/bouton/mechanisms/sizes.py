@@ -7,8 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from bouton.scratch import row_pieces, scratch
-from bouton.shards import is_spread
+from bouton.scratch import PIECE, passes, row_pieces, scratch
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
@@ -21,7 +20,7 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 
 def over_pieces(function: Callable[[Tensor], Tensor], weight: Tensor) -> list[Tensor]:
     """What a function makes of some rows after another, such as their sum."""
-    if is_spread(weight):
+    if weight.numel() <= PIECE or not passes(weight):
         return [function(weight)]
     return [function(weight[rows]) for rows in row_pieces(weight)]
 
@@ -33,13 +32,13 @@ def mean_size(weight: Tensor) -> Tensor:
 
 def passing_sizes(weight: Tensor) -> Tensor:
     """:func:`sizes` in memory that is used again at the next call."""
-    if is_spread(weight):
-        return sizes(weight)
     return passing_abs("size", weight).nan_to_num_(0.0, 0.0)
 
 
 def passing_abs(name: str, tensor: Tensor) -> Tensor:
     """The sizes of numbers in float32 at least, in memory that the next call uses again."""
+    if not passes(tensor):
+        return tensor.to(wide(tensor.dtype)).abs()
     size = scratch(name, tensor, wide(tensor.dtype))
     return torch.abs(tensor, out=size) if size.dtype == tensor.dtype else size.copy_(tensor).abs_()
 
