@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
+from bouton.bitmask import clear_where
+from bouton.scratch import row_pieces
 from bouton.shards import local, spread, whole
 
 
@@ -74,7 +76,14 @@ def reset_moments(
                 "this off with reset_moments=False"
             )
         if (initial := fresh[name]) is not None:
-            local(value).masked_fill_(local(spread(changed, value)), initial)
+            _fill(local(value), local(spread(changed, value)), initial)
+
+
+def _fill(state: Tensor, changed: Tensor, initial: float) -> None:
+    for rows in row_pieces(state) if initial == 0 else ():
+        clear_where(changed[rows], state[rows])
+    if initial != 0:
+        state.masked_fill_(changed, initial)
 
 
 def _accepted(kind: type[Optimizer]) -> set[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bouton.bitmask import put_where
 from bouton.claim import Claim
 from bouton.pieces import pieces
 from bouton.shards import is_spread, local, spread
@@ -32,6 +33,6 @@ def rewire(group: SynapseGroup, claim: Claim, spared: Tensor | None, skipped: Te
             made, values = claim.rewiring(synapses)
             if kept is not None:
                 made = made & ~kept[block][rows]
-            torch.where(made, values.to(weight.dtype), nodes[rows], out=nodes[rows])
+            put_where(made, values.to(weight.dtype), nodes[rows])
             mask[rows] = made
     return changed
