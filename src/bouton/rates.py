@@ -146,9 +146,9 @@ class Scaling:
         weight, split, settings = self.group.weight, self.group.layout.split, self._settings(optimizer)
         surveyed, self._surveyed = self._surveyed, []
         for block, own in enumerate(zip(*surveyed, strict=True)):
-            for synapses, claim in zip(own, self.claims, strict=True):
-                synapses.step = claim.memory.step
-            for rows, parts in pieces(self.claims, own):
+            # the step is counted since
+            now = [replace(s, step=c.memory.step) for s, c in zip(own, self.claims, strict=True)]
+            for rows, parts in pieces(self.claims, now):
 
                 def view(tensor: Tensor, block: int = block, rows: slice = rows) -> Tensor:
                     return split(tensor)[block][rows]
