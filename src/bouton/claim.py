@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -128,9 +128,7 @@ class Claim:
         """Let a blind rate rule see the weight before a step."""
         self.memory.settle()
         blocks = self.blocks(weight, None, companions, alone=False)
-        for synapses in blocks:
-            synapses.survey = self.mechanism.survey(synapses)
-        return blocks
+        return [replace(synapses, survey=self.mechanism.survey(synapses)) for synapses in blocks]
 
     def factor(self, synapses: Synapses) -> Tensor:
         """The factor of a rate rule, which broadcasts to the shape of ``synapses.weight``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from bouton.claim import Claim
 from bouton.scratch import row_pieces
@@ -16,8 +17,10 @@ def pieces(claims: Sequence[Claim], own: Sequence[Synapses]) -> Iterator[tuple[s
     if len(slices) < 2:
         yield slice(None), own
         return
-    for synapses, claim in zip(own, claims, strict=True):
-        synapses.survey = claim.mechanism.surveyed(synapses)
+    own = [
+        replace(synapses, survey=claim.mechanism.surveyed(synapses))
+        for synapses, claim in zip(own, claims, strict=True)
+    ]
     counts = [synapses.stream.count for synapses in own]
     for rows in slices:
         for synapses, count in zip(own, counts, strict=True):

@@ -146,9 +146,9 @@ class Scaling:
         weight, split, settings = self.group.weight, self.group.layout.split, self._settings(optimizer)
         surveyed, self._surveyed = self._surveyed, []
         for block, own in enumerate(zip(*surveyed, strict=True)):
-            for synapses, claim in zip(own, self.claims, strict=True):
-                synapses.step = claim.memory.step
-            for rows, parts in pieces(self.claims, own):
+            # the step is counted since
+            seen = [replace(s, step=c.memory.step) for s, c in zip(own, self.claims, strict=True)]
+            for rows, parts in pieces(self.claims, seen):
 
                 def view(tensor: Tensor, block: int = block, rows: slice = rows) -> Tensor:
                     return split(tensor)[block][rows]
@@ -161,8 +161,8 @@ class Scaling:
                 if not self._blind:
                     kept = scratch("before", now)
                     before = torch.add(now, update.direction, alpha=-update.size, out=kept)
-                    for part in parts:
-                        part.weight, part.gradient = before, view(gradient.detach())
+                    pulls = view(gradient.detach())
+                    parts = [replace(part, weight=before, gradient=pulls) for part in parts]
                 _rescale(now, update, self._deviation(parts))
 
     def _deviation(self, parts: Sequence[Synapses]) -> Deviation:

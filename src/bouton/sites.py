@@ -44,7 +44,7 @@ class RandomStream:
         return torch.Generator(device).manual_seed((high << 32 | low) >> 1)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True)  # for which torch.compile guards what is read alone, and not each layer's name
 class Synapses:
     """What a rule sees: one weight tensor as ``[node, fan-in...]``, and what belongs to it.
 
