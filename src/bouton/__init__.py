@@ -20,6 +20,7 @@ from bouton.report import Report
 from bouton.sites import (
     SITES,
     BackwardWiringRule,
+    Deviation,
     ErrorRule,
     RateRule,
     Rewiring,
@@ -37,6 +38,7 @@ __all__ = [
     "BackwardWiringRule",
     "Crystallization",
     "DalePrinciple",
+    "Deviation",
     "ErrorRule",
     "FeedbackAlignment",
     "Grapes",
