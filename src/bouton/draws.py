@@ -92,7 +92,7 @@ def normal(
 
 @cache
 def _counted(count: int) -> Tensor:
-    return torch.arange(count, dtype=torch.int32)
+    return torch.arange(count, dtype=torch.int32, device="cpu")
 
 
 def signed(number: int) -> int:

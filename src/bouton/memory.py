@@ -16,7 +16,7 @@ _PARTS = {"shape", "step", "events", "draws", "changed", "tensors", "made"}
 
 
 def _none() -> Tensor:
-    return torch.zeros((), dtype=torch.int64)
+    return torch.zeros((), dtype=torch.int64, device="cpu")
 
 
 @dataclass

@@ -34,12 +34,13 @@ def scratch(name: str, like: Tensor, dtype: torch.dtype | None = None) -> Tensor
     count = like.numel()
     if not like.is_cpu or count > 2 * PIECE or not like.is_contiguous():
         return torch.empty_like(like, dtype=dtype)
-    buffer = _KEPT.buffers.get((name, dtype))
-    if buffer is None or buffer.numel() < count:
-        buffer = _KEPT.buffers[name, dtype] = torch.empty(count, dtype=dtype)
-        for key in [key for key in _KEPT.views if key[:2] == (name, dtype)]:
-            del _KEPT.views[key]
-    view = _KEPT.views[name, dtype, shape] = buffer[:count].view(shape)
+    with torch.inference_mode(False):  # or what an evaluation made could not be written to in training
+        buffer = _KEPT.buffers.get((name, dtype))
+        if buffer is None or buffer.numel() < count:
+            buffer = _KEPT.buffers[name, dtype] = torch.empty(count, dtype=dtype, device="cpu")
+            for key in [key for key in _KEPT.views if key[:2] == (name, dtype)]:
+                del _KEPT.views[key]
+        view = _KEPT.views[name, dtype, shape] = buffer[:count].view(shape)
     return view
 
 
