@@ -13,14 +13,14 @@ from torch.optim import Optimizer
 from bouton.claim import Claim
 from bouton.fused.rates import SeededRates
 from bouton.fused.stepping import Fused
-from bouton.mechanisms.sizes import wide
 from bouton.pieces import pieces
+from bouton.precision import is_precise, wide
 from bouton.scratch import PIECE, row_pieces, scratch
 from bouton.shards import is_spread, local, spread
 from bouton.sites import Deviation, Synapses
 from bouton.snapshot import Snapshot
 from bouton.synapse import SynapseGroup
-from bouton.updates import KnownUpdate, Settings, Update, is_precise
+from bouton.updates import KnownUpdate, Settings, Update
 
 
 class Scaling:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bouton.draws import Key, normal, uniform
 from bouton.passage import Passage
+from bouton.precision import wide
 from bouton.processes import summed
 from bouton.shards import spread
 
@@ -135,7 +136,7 @@ class Synapses:
         weight = self.weight
         # of the whole weight, so that draws do not depend on the number of processes; in float32 at least,
         # because a 16-bit draw has so few values that its mean is off
-        dtype = torch.promote_types(weight.dtype, torch.float32)
+        dtype = wide(weight.dtype)
         return self.laid_out(draw(self.stream.key(), weight.shape, dtype, weight.device, self.start))
 
 

@@ -44,11 +44,6 @@ def known_update(optimizer: Optimizer | None) -> KnownUpdate | None:
     return _KNOWN.get(kind)
 
 
-def is_precise(weight: Tensor) -> bool:
-    """Whether what was added to a weight is what was to be added: in 16 bits it is not."""
-    return weight.dtype in (torch.float32, torch.float64)
-
-
 def _is_plain(settings: Settings) -> bool:
     # a learning rate or a step count on a device would have to be waited for
     kept = settings["fused"] or settings["differentiable"] or settings.get("capturable")

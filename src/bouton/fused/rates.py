@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from bouton.draws import Key, short_bits
+from bouton.precision import wide
 
 SHORT = 1 << 15  # 16 random bits, taken as a number with a sign, are in [-SHORT, SHORT)
 
@@ -46,6 +46,6 @@ class SeededRates(NamedTuple):
 
     def of(self, weight: Tensor) -> Tensor:
         """The rates of a weight, in its shape and on its device; for 16-bit weights in float32."""
-        dtype = torch.promote_types(weight.dtype, torch.float32)
+        dtype = wide(weight.dtype)
         drawn = short_bits(self.key, weight.numel(), weight.device, self.start).to(dtype)
         return drawn.mul_(self.nu / SHORT).add_(1).clamp_(*self.bounds).reshape(weight.shape)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from bouton.mechanism import Mechanism, register
-from bouton.mechanisms.sizes import mean_size, passing_abs, passing_sizes, wide
+from bouton.mechanisms.sizes import mean_size, passing_abs, passing_sizes
+from bouton.precision import wide
 from bouton.sites import Synapses
 
 FROZEN = 2.0**-80  # a rate at most as large is set to 0

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from bouton.mechanism import Mechanism, register
-from bouton.mechanisms.sizes import sizes, wide
+from bouton.mechanisms.sizes import sizes
+from bouton.precision import wide
 from bouton.shards import whole
 from bouton.sites import Rewiring, Synapses
 from bouton.synapse import SynapseGroup

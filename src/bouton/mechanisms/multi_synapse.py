@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bouton.mechanism import Mechanism, register
-from bouton.mechanisms.sizes import wide
+from bouton.precision import wide
 from bouton.sites import Synapses
 from bouton.synapse import SynapseGroup
 

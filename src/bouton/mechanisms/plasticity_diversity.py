@@ -11,7 +11,7 @@ from torch import Tensor
 from bouton.fused.rates import SeededRates
 from bouton.mechanism import Mechanism, checked_clip, register
 from bouton.mechanisms.rate_laws import CONSTANT, LAWS, Law, depth_factor, repeated
-from bouton.mechanisms.sizes import wide
+from bouton.precision import wide
 from bouton.processes import process_count
 from bouton.sites import Deviation, Synapses
 from bouton.synapse import SynapseGroup

@@ -7,15 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from bouton.precision import wide
 from bouton.scratch import PIECE, passes, row_pieces, scratch
-
-
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """The type in which to sum numbers of ``dtype``: float32 at least.
-
-    In float16 a sum of 70000 ones is infinite, and in bfloat16 a rate of 0.999 is 1.
-    """
-    return torch.promote_types(dtype, torch.float32)
 
 
 def over_pieces(function: Callable[[Tensor], Tensor], weight: Tensor) -> list[Tensor]:

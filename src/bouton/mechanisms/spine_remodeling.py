@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from bouton.mechanism import Mechanism, register
-from bouton.mechanisms.sizes import over_pieces, passing_sizes, wide
+from bouton.mechanisms.sizes import over_pieces, passing_sizes
+from bouton.precision import wide
 from bouton.sites import Rewiring, Synapses
 
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from bouton.mechanism import Mechanism, register
 from bouton.mechanisms.fluctuation import fluctuate
-from bouton.mechanisms.sizes import over_pieces, passing_sizes, sizes, wide
+from bouton.mechanisms.sizes import over_pieces, passing_sizes, sizes
+from bouton.precision import wide
 from bouton.scratch import PIECE
 from bouton.sites import Deviation, Synapses
 
