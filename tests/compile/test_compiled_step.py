@@ -76,8 +76,10 @@ def test_compiled_steps_equal_plain_steps(optimizer, mechanisms, compile_what):
     expected, _ = trained(optimizer, mechanisms)
     plain, plain_graphs = trained(optimizer, None, compile_what)
     found, graphs = trained(optimizer, mechanisms, compile_what)
+    # compiled Adam rounds otherwise: 1e-6 in plain weights, and more where a synapse is new and its moments 0
+    rounding = 5e-5 if optimizer == "adamw" else 0
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-5, atol=2e-6)
+        torch.testing.assert_close(found[name], value, rtol=0, atol=rounding)
     if (optimizer, mechanisms) != ("adamw", "gradient"):  # which divides a gradient's factor out again
         assert any(not torch.allclose(found[name], value, atol=1e-3) for name, value in plain.items())
     assert graphs == plain_graphs  # what acts around the step is not compiled, and so costs no graph
