@@ -96,7 +96,8 @@ class LayerHook(Unscripted):
             return returned
         weight = read_weight(module, self.parameter)
         for claim in self.wirings:
-            output = each_sample(partial(claim.transform, weight), output)
+            change = partial(claim.transform, weight)
+            output = each_sample(change, output) if output.is_nested else change(output)
         return output
 
 

@@ -30,10 +30,12 @@ class Scaling:
         self.group, self.claims = group, claims
         self._in_place = group.layout.views and not is_spread(group.weight)
         self._blind = all(claim.mechanism.blind for claim in claims)
-        # Of what was before, an update tells the stored weight alone, and not to the last bit.
+        # Of what was before, an update tells the stored weight alone, and not to the last bit. A small
+        # weight is copied in less time than that takes.
         own = group.stored == group.parameter and not group.companions
         modest = all(claim.mechanism.blind or claim.mechanism.rowwise for claim in claims)
-        self._can_be_told = self._in_place and modest and (self._blind or own)
+        large = group.weight.numel() > PIECE
+        self._can_be_told = self._in_place and (self._blind or (own and modest and large))
         self._place = (0, 0)  # of the weight among the optimizer's parameters
         self._surveyed: list[list[Synapses]] = []
         self._fixed: tuple[object, Deviation] | None = None  # of which states, and what
@@ -173,21 +175,28 @@ class Scaling:
                 return known
             factor = self.claims[0].factor(parts[0])  # may be one for each node
             return Deviation(torch.sub(factor, 1, out=scratch("product", factor)))
-        return Deviation(self._product(parts).sub_(1))
+        product = self._product(parts)
+        return Deviation(torch.sub(product, 1, out=scratch("product", product)))
 
     def _product(self, parts: Sequence[Synapses]) -> Tensor:
-        """The product of all rates, in memory that is used again."""
-        weight = parts[0].weight
-        product = scratch("product", weight, wide(weight.dtype))
-        for number, (claim, part) in enumerate(zip(self.claims, parts, strict=True)):
-            known = claim.mechanism.deviation(part)
+        """The product of all rates, which may be in memory that is used again, or a mechanism's own."""
+        factors, deviations = [], []
+        for claim, part in zip(self.claims, parts, strict=True):
+            known = claim.mechanism.deviation(part) if len(parts) > 1 else None
             if known is None:
-                factor = claim.factor(part)
-                product = product.mul_(factor) if number else product.copy_(factor)
-            elif number:
-                product.addcmul_(product, _as(product, known.values), value=known.scale)
+                factors.append(claim.factor(part))
             else:
-                product.copy_(known.values).mul_(known.scale).add_(1)
+                deviations.append(known)
+        weight = parts[0].weight
+        made = scratch("product", weight, wide(weight.dtype))
+        if not factors:
+            values, scale = deviations.pop()
+            factors = [made.copy_(values).mul_(scale).add_(1)]
+        product = factors[0].expand(weight.shape)
+        for factor in factors[1:]:
+            product = torch.mul(product, factor, out=made)
+        for values, scale in deviations:
+            product = torch.addcmul(product, product, _as(made, values), value=scale, out=made)
         return product
 
     def _scale(self, before: Snapshot, skipped: Tensor | None) -> None:

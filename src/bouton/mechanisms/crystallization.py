@@ -10,6 +10,7 @@ from torch import Tensor
 from bouton.mechanism import Mechanism, register
 from bouton.mechanisms.sizes import mean_size, passing_abs, passing_sizes
 from bouton.precision import wide
+from bouton.scratch import passes
 from bouton.sites import Synapses
 
 FROZEN = 2.0**-80  # a rate at most as large is set to 0
@@ -17,16 +18,20 @@ FROZEN = 2.0**-80  # a rate at most as large is set to 0
 
 def crystallizing(weight: Tensor, gradient: Tensor, threshold: float) -> Tensor:
     """Which synapses crystallize: a mask in the shape of ``weight``."""
-    return _settled(weight, gradient, threshold, mean_size(weight)).bool()
+    return _settled(weight, gradient, threshold).bool()
 
 
-def _settled(weight: Tensor, gradient: Tensor, threshold: float, most: Tensor) -> Tensor:
-    """The mask as numbers, 0 and 1, which cost a CPU less than truth values; good until the next call."""
-    least = passing_sizes(weight).mul_(threshold)
+def _settled(weight: Tensor, gradient: Tensor, threshold: float, most: Tensor | None = None) -> Tensor:
+    """The mask as numbers, 0 and 1, which cost a CPU less than truth values; good until the next call.
+
+    ``most`` is the mean size of all weights; by default of those that are given.
+    """
+    size = passing_sizes(weight)
+    most = size.mean() if most is None else most
     pull = passing_abs("pull", gradient)
     # |g| < t |w| and not |g| / |w| < t: the same, and defined where both are zero
-    least.gt_(pull)
-    return torch.maximum(least, pull.gt_(most), out=least)
+    weak, strong = size.mul_(threshold).gt_(pull), pull.gt_(most)
+    return torch.maximum(weak, strong, out=weak) if passes(weak) else weak.maximum(strong)
 
 
 @register(
@@ -92,7 +97,7 @@ class Crystallization(Mechanism):
     def rule(self, synapses: Synapses) -> Tensor:
         rate = synapses.state["rate"]
         if synapses.gradient is not None:
-            most = self.surveyed(synapses)["most"]
+            most = synapses.survey["most"] if synapses.survey else None
             settled = _settled(synapses.weight, synapses.gradient, self.threshold, most)
             rate.addcmul_(rate, settled, value=self.factor - 1)
             if synapses.step % 8 == 0:

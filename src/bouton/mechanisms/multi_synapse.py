@@ -32,11 +32,29 @@ def pool_nodes(
     ``axis`` holds the nodes and counts from the end. The result has the memory format of ``output``.
     """
     output = activation(output)
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # whose graphs hold operations of torch alone
+    if (
+        torch.compiler.is_compiling() or torch.jit.is_tracing()
+    ):  # whose graphs hold operations of torch alone
         members = output.unflatten(axis, (-1, gamma))
         pooled: Tensor = members.sum(axis, keepdim=True).expand_as(members).flatten(axis - 1, axis)
         return pooled
     return cast(Tensor, _Pool.apply(output, gamma, axis))  # type: ignore[no-untyped-call]
+
+
+def _pooled(output: Tensor, gamma: int, axis: int) -> Tensor:
+    pooled = torch.empty_like(output)
+    if gamma == 1:
+        return pooled.copy_(output)
+    if gamma > 2 and output.dtype != wide(output.dtype):  # 16 bits would round every partial sum
+        return _pooled(output.to(wide(output.dtype)), gamma, axis).to(output.dtype)
+    # [..., node / gamma, gamma, ...], and of that one member after another
+    members, places = (x.unflatten(axis, (-1, gamma)).unbind(axis) for x in (output, pooled))
+    total = torch.add(members[0], members[1], out=places[0])
+    for member in members[2:]:
+        total.add_(member)
+    for place in places[1:]:
+        place.copy_(total)
+    return pooled
 
 
 class _Pool(torch.autograd.Function):
@@ -47,19 +65,7 @@ class _Pool(torch.autograd.Function):
 
     @staticmethod
     def forward(output: Tensor, gamma: int, axis: int) -> Tensor:
-        pooled = torch.empty_like(output)
-        if gamma == 1:
-            return pooled.copy_(output)
-        if gamma > 2 and output.dtype != wide(output.dtype):  # 16 bits would round every partial sum
-            return _Pool.forward(output.to(wide(output.dtype)), gamma, axis).to(output.dtype)
-        # [..., node / gamma, gamma, ...], and of that one member after another
-        members, places = (x.unflatten(axis, (-1, gamma)).unbind(axis) for x in (output, pooled))
-        total = torch.add(members[0], members[1], out=places[0])
-        for member in members[2:]:
-            total.add_(member)
-        for place in places[1:]:
-            place.copy_(total)
-        return pooled
+        return _pooled(output, gamma, axis)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, int, int], output: Tensor) -> None:
@@ -67,6 +73,8 @@ class _Pool(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, error: Tensor) -> tuple[Tensor, None, None]:
+        if not (torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()):
+            return _pooled(error, ctx.gamma, ctx.axis), None, None
         return _Pool.apply(error, ctx.gamma, ctx.axis), None, None  # type: ignore[no-untyped-call]
 
     @staticmethod

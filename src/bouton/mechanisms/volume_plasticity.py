@@ -12,8 +12,6 @@ from torch import Tensor
 from bouton.mechanism import Mechanism, register
 from bouton.mechanisms.fluctuation import fluctuate
 from bouton.mechanisms.sizes import over_pieces, passing_sizes, sizes
-from bouton.precision import wide
-from bouton.scratch import PIECE
 from bouton.sites import Deviation, Synapses
 
 
@@ -91,36 +89,32 @@ class VolumePlasticity(Mechanism):
             raise ValueError(f"VolumePlasticity(base={self.base!r}): use a finite number above 0")
 
     def survey(self, synapses: Synapses) -> dict[str, Tensor]:
-        weight = synapses.weight
-        known = {"smallest": volumes(weight).amin()} if self._is_steep and weight.numel() else {}
+        known = self._smallest(synapses.weight)
         if not self.normalize:
-            smallest = 0.0 if known else 1.0  # of which exp(s (1 - v)) knows nothing
-            scale = self.base * math.exp(-self.stability * smallest)
-            return {**known, "scale": weight.new_full((), scale, dtype=wide(weight.dtype))}
-        if weight.numel() <= PIECE:  # kept until the step is made, for it is small
-            rate = self._mean_rate(weight, known).clone()
-            return {"rate": rate, "scale": rate.mean().reciprocal_()}
-        sums = over_pieces(lambda part: self._mean_rate(part, known).sum(), weight)
-        return {**known, "scale": weight.numel() / torch.stack(sums).sum()}
+            return known
+        sums = over_pieces(lambda part: self._mean_rate(part, known).sum(), synapses.weight)
+        return {**known, "scale": synapses.weight.numel() / torch.stack(sums).sum()}
 
-    @property
-    def _is_steep(self) -> bool:
-        return self.stability > _STEEP
+    def deviation(self, synapses: Synapses) -> Deviation | None:
+        if self.normalize and self.stability == 0 and self.spread == 0:
+            return Deviation(synapses.weight.new_zeros(()), 0.0)
+        return None
+
+    def rule(self, synapses: Synapses) -> Tensor:
+        weight, known = synapses.weight, synapses.survey
+        if known is None:
+            known = self._smallest(weight)
+        rate = self._mean_rate(weight, known)
+        scale: Tensor | float | None = known.get("scale")
+        if not self.normalize:
+            scale = self.base if known else self.base * math.exp(-self.stability)
+        elif scale is None:
+            scale = rate.mean().reciprocal_()
+        return fluctuate(synapses, rate, self.spread) * scale
+
+    def _smallest(self, weight: Tensor) -> dict[str, Tensor]:
+        """The smallest volume, of a weight of which it matters."""
+        return {"smallest": volumes(weight).amin()} if self.stability > _STEEP and weight.numel() else {}
 
     def _mean_rate(self, weight: Tensor, known: Mapping[str, Tensor]) -> Tensor:
         return _mean_rate(weight, self.stability, known.get("smallest"))
-
-    def deviation(self, synapses: Synapses) -> Deviation:
-        if self.normalize and self.stability == 0 and self.spread == 0:
-            return Deviation(synapses.weight.new_zeros(()), 0.0)
-        return Deviation(self._rate(synapses).sub_(1))
-
-    def rule(self, synapses: Synapses) -> Tensor:
-        return self._rate(synapses).clone()
-
-    def _rate(self, synapses: Synapses) -> Tensor:
-        """What ``rule`` returns; good until the next call."""
-        known = self.surveyed(synapses)
-        rate = known["rate"] if "rate" in known else self._mean_rate(synapses.weight, known)
-        rate = fluctuate(synapses, rate, self.spread)
-        return rate.mul_(known["scale"])
