@@ -76,7 +76,7 @@ def test_compiled_steps_equal_plain_steps(optimizer, mechanisms, compile_what):
     expected, _ = trained(optimizer, mechanisms)
     plain, plain_graphs = trained(optimizer, None, compile_what)
     found, graphs = trained(optimizer, mechanisms, compile_what)
-    # compiled Adam rounds otherwise: 1e-6 in plain weights, and more where a synapse is new and its moments 0
+    # compiled Adam rounds otherwise: 1e-6 in plain weights, more where a synapse is new and its moments 0
     rounding = 5e-5 if optimizer == "adamw" else 0
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=0, atol=rounding)

@@ -19,5 +19,5 @@ def test_all_mechanisms_under_inductor(net):
     assert found.graph == plain.graph == "one graph"
     assert found.graphs == plain.graphs
     assert found.late == 0
-    # a redrawn weight is a draw over a chance, in which the rounding of the old weight is some 30 times larger
+    # a redrawn weight is a draw over a chance, in which the old weight's rounding is some 30 times larger
     assert found.difference <= 10 * allowed(net, "inductor")

@@ -32,9 +32,7 @@ def pool_nodes(
     ``axis`` holds the nodes and counts from the end. The result has the memory format of ``output``.
     """
     output = activation(output)
-    if (
-        torch.compiler.is_compiling() or torch.jit.is_tracing()
-    ):  # whose graphs hold operations of torch alone
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state():  # graphs of torch's operations alone
         members = output.unflatten(axis, (-1, gamma))
         pooled: Tensor = members.sum(axis, keepdim=True).expand_as(members).flatten(axis - 1, axis)
         return pooled
