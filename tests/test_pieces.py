@@ -19,7 +19,7 @@ class Net(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(2, 6, 3, padding=1)
         self.grown = nn.ConvTranspose2d(6, 4, 2, groups=2)
-        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.attention = nn.MultiheadAttention(4, 2, bias=False, batch_first=True)
         self.up = nn.ConvTranspose2d(4, 5, 1)
         self.head = nn.Linear(5, 3)
 
