@@ -26,11 +26,15 @@ def fluctuate(synapses: Synapses, rate: Tensor, spread: float) -> Tensor:
     """
     if spread == 0:
         return rate
-    if rate.device.type != "cpu" or is_spread(synapses.weight):
+    if rate.device.type != "cpu":
         return rate.mul_((1 + spread * synapses.normal()).abs_())
-    if not rate.is_contiguous():  # the table is read row by row
-        ones = torch.ones(rate.shape, dtype=rate.dtype)
-        return rate.mul_(fluctuate(synapses, ones, spread))
+    if is_spread(rate) or not rate.is_contiguous():  # the table is read row by row
+        ones = torch.ones(rate.shape, dtype=rate.dtype, device=rate.device)
+        return rate.mul_(synapses.laid_out(_read(synapses, ones, spread)))
+    return _read(synapses, rate, spread)
+
+
+def _read(synapses: Synapses, rate: Tensor, spread: float) -> Tensor:
     table, (first, second) = _table(spread, rate.dtype), synapses.stream.key()
     flat, end = rate.view(-1), synapses.start + rate.numel()
     for run in range(synapses.start // RUN, -(-end // RUN)):
