@@ -249,3 +249,51 @@ def channel(layer: torch.nn.Module, node: int, inputs: Tensor) -> Tensor:
         single.weight.copy_(weight)
         single.bias.copy_(bias)
         return single(inputs)
+
+
+class Scaled(torch.autograd.Function):
+    """The identity, whose error is multiplied."""
+
+    @staticmethod
+    def forward(ctx, x, factor):
+        ctx.save_for_backward(factor)
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, error):
+        return error * ctx.saved_tensors[0], None
+
+
+def random_word(key: tuple[int, int], place: int) -> int:
+    """The 32 random bits of one place."""
+    x = (place ^ key[0]) % 2**32
+    x = (mixed(x, 16) * 0x7FEB352D ^ key[1]) % 2**32
+    x = mixed(x, 15) * 0x846CA68B % 2**32
+    return mixed(x, 16) * 0x9E3779B1 % 2**32
+
+
+def random_short(key: tuple[int, int], place: int) -> int:
+    """The 16 random bits of one place, as a number with a sign."""
+    word = random_word(key, place // 2)
+    return with_sign(word >> 16 if place % 2 else word & 0xFFFF, 16)
+
+
+def random_uniform(key: tuple[int, int], place: int) -> float:
+    """A draw from U[0, 1) of 24 bits."""
+    return (with_sign(random_word(key, place), 32) >> 8) / 2**24 + 0.5
+
+
+def random_normal(key: tuple[int, int], place: int) -> float:
+    """A draw from N(0, 1) by Box and Muller."""
+    first, second = (random_uniform(key, 2 * place + i) for i in (0, 1))
+    return math.sqrt(-2 * math.log(1 - first)) * math.cos(2 * math.pi * second)
+
+
+def mixed(x: int, shift: int) -> int:
+    """32 bits, mixed with themselves after an arithmetic shift to the right."""
+    return (x ^ (with_sign(x, 32) >> shift)) % 2**32
+
+
+def with_sign(word: int, bits: int) -> int:
+    """An unsigned number as the signed one of the same bits."""
+    return word - 2**bits if word >> (bits - 1) else word

@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+from oracles import Scaled
 from torch import nn
 
 import bouton
@@ -25,19 +26,6 @@ class Reused(nn.Module):
     def forward(self, x):
         x = torch.tanh(self.alias(torch.tanh(self.twice(x))))
         return self.head(torch.tanh(self.right(torch.tanh(self.left(x)))))
-
-
-class Scaled(torch.autograd.Function):
-    """The identity whose gradient is multiplied: the oracle of the error site."""
-
-    @staticmethod
-    def forward(ctx, x, factor):
-        ctx.save_for_backward(factor)
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, error):
-        return error * ctx.saved_tensors[0], None
 
 
 def test_errors_of_shared_modules_and_tied_weights():

@@ -5,7 +5,7 @@ import torch
 from block_oracle import RATES, check_updates, remodeled_by_hand
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import responsibility
+from oracles import Scaled, responsibility
 from torch import nn
 from torch.nn import functional as F
 
@@ -94,19 +94,6 @@ def test_the_feed_forward_layers_are_hidden_layers_as_any(make):
             assert (LEFT[name] in row.left_because) if name in LEFT else row.left_because is None
         assert len(handle.report().rows) == 5 if make is encoder else 7
         handle.detach()
-
-
-class Scaled(torch.autograd.Function):
-    """The identity whose gradient is multiplied: the oracle of the error site."""
-
-    @staticmethod
-    def forward(ctx, x, factor):
-        ctx.save_for_backward(factor)
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, error):
-        return error * ctx.saved_tensors[0], None
 
 
 def modulated(linear, x):

@@ -139,19 +139,6 @@ def test_rates_scale_the_plain_update(mechanism, optimizer_name, net_name):
         torch.testing.assert_close(scaled[group.name] - old, expected, rtol=1e-4, atol=1e-7)
 
 
-class Scaled(torch.autograd.Function):
-    """The identity whose gradient is multiplied: the error site, written into the net."""
-
-    @staticmethod
-    def forward(ctx, x, factor):
-        ctx.save_for_backward(factor)
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, error):
-        return error * ctx.saved_tensors[0], None
-
-
 def write_into(net, net_name, change):
     """Change the output of each hidden layer, at each time step, by ``change(group, output)``."""
     for group in bouton.find_groups(net, READOUTS.get(net_name)):
@@ -181,7 +168,7 @@ def assert_same_gradients(net_name, mechanism, change):
 def test_errors_are_modulated_at_each_time_step_as_if_written_into_the_net(clip, net_name):
     def modulate(group, output):
         factor = torch.tensor(oracles.responsibility(group.weight, clip, normalize=False))
-        return Scaled.apply(output, factor.reshape(-1, *[1] * (-1 - group.layout.output_axis)))
+        return oracles.Scaled.apply(output, factor.reshape(-1, *[1] * (-1 - group.layout.output_axis)))
 
     assert_same_gradients(net_name, bouton.Grapes(clip=clip), modulate)
 

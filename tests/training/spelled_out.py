@@ -7,6 +7,7 @@ parameter names, so that one training loop serves both.
 from __future__ import annotations
 
 import torch
+from oracles import Scaled
 from torch import nn
 from torch.nn import functional as F
 
@@ -82,19 +83,6 @@ def feedback_of(mechanism, handle):
         for key, claim in claims.items()
     }
     return {name: own["feedback"] for name, own in tensors.items() if "feedback" in own}
-
-
-class Scaled(torch.autograd.Function):
-    """The identity, whose error is multiplied."""
-
-    @staticmethod
-    def forward(ctx, x, factor):
-        ctx.save_for_backward(factor)
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, error):
-        return error * ctx.saved_tensors[0], None
 
 
 class Fed(torch.autograd.Function):
