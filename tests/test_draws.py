@@ -1,4 +1,4 @@
-"""Counter-based random numbers: the formula to the bit, their laws, and what any part of them depends on."""
+"""Counter-based random numbers: the formula to the bit, their laws, and what a part of them depends on."""
 
 import itertools
 import math
@@ -140,7 +140,7 @@ def test_numbers_do_not_depend_on_those_before(key):
         found = draw(key, (COUNT,), torch.float64)
         for lag in (*range(1, 34), 64, 100, 128, 256, 1000, 1024, 4096, 2**16, 2**17):
             assert abs(as_correlation(found[lag:], found[:-lag])) < 4.5
-    # not in a way that a correlation does not show, either: the first four bits of pairs, each number in one
+    # not in a way that a correlation does not show, either: the first four bits of pairs
     for some in (bits(key, COUNT) >> 28, short_bits(key, COUNT).int() >> 12):
         for lag in (1, 2, 16, 256, 2**16):
             first, second = (some + 8).bitwise_and(15).view(-1, 2, lag).unbind(1)

@@ -1,4 +1,4 @@
-"""Noise that is read from a table: its law at one step and over many, and what any part of it depends on."""
+"""Noise that is read from a table: its law at one step and over many, and what a part of it depends on."""
 
 import contextlib
 
