@@ -32,12 +32,12 @@ def scaled_update(before: Tensor, after: Tensor, rate: Tensor) -> Tensor:
 
 
 def remodeled(weight: Tensor, uniform: Tensor, d_re: float, published: bool) -> Tensor:
-    """Weights after one event, from one U[0, 1) draw per synapse."""
+    """Weights after one event, from one draw from (0, 1] per synapse."""
     largest = max(abs(w.item()) for w in weight.flatten())
     bound = largest if published else 1 / math.sqrt(weight[0].numel())
     chance, new = replaced_share(weight, d_re), weight.clone()
     for index in itertools.product(*(range(size) for size in weight.shape)):
-        if uniform[index].item() < chance[index].item():
+        if uniform[index].item() <= chance[index].item():
             new[index] = -bound + 2 * bound * (uniform[index].item() / chance[index].item())
     return new
 

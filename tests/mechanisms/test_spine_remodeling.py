@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 
 import numpy as np
@@ -6,9 +7,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 from torch import nn
 
 import bouton
+from bouton import draws
 from bouton.sites import RandomStream, Synapses
 
 DATA = Path(__file__).parent.parent / "data" / "diversity.npz"
@@ -60,11 +63,30 @@ def test_default_redraws_from_the_fan_in_distribution():
 def test_one_event_equals_the_oracle(shape, d_re, redraw, seed):
     weight = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     synapses = Synapses(weight, stream=RandomStream(seed, "test"))
-    uniform = synapses.uniform(0, 1)
+    uniform = synapses.uniform(2**-24, 1 + 2**-24)
     synapses.stream.count = 0  # the same draw again
     changed, values = bouton.SpineRemodeling(d_re=d_re, redraw=redraw).rule(synapses)
     expected = oracles.remodeled(weight, uniform, d_re, published=redraw == "published")
     torch.testing.assert_close(torch.where(changed, values, weight), expected)
+
+
+def test_new_weights_are_uniform_whatever_the_old_ones_were():
+    weight = torch.linspace(0, 0.5, 21).repeat(4000, 1)
+    weight[0, 0] = 1.0
+    changed, values = bouton.SpineRemodeling(d_re=4.0).rule(Synapses(weight, stream=RandomStream(1, "law")))
+    for old, turned, new in zip(weight[1], changed[1:].T, values[1:].T, strict=True):
+        share = math.erfc(old.item() * 4 / 2**0.5)
+        assert stats.binomtest(turned.sum().item(), 3999, share).pvalue > 1e-4
+        assert stats.kstest((new[turned] * 21**0.5 / 2 + 0.5).numpy(), "uniform").pvalue > 1e-4
+
+
+def test_the_smallest_draw_that_there_is_replaces_no_large_weight(monkeypatch):
+    lowest = torch.tensor([-(2**31)], dtype=torch.int32)  # of the 2**32 numbers that draws are made of
+    monkeypatch.setattr(draws, "_fill", lambda made, key, start: made.copy_(lowest.expand(made.shape)))
+    weight = torch.tensor([[1.0, 0.5, 1e-4, 0.0]])
+    changed, values = bouton.SpineRemodeling().rule(Synapses(weight))
+    assert changed.tolist() == [[False, True, True, True]]
+    assert (values[changed] < 0).all() and (values[changed] >= -0.5).all()
 
 
 @given(

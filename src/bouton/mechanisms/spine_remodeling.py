@@ -46,8 +46,9 @@ class SpineRemodeling(Mechanism):
     with one threshold ``t`` per synapse, ``w_max = max |W|`` over the finite weights of the layer and ``n``
     its fan-in. A weight ``w`` is replaced with probability ``1 - erf(|w| d_re / (w_max sqrt(2)))``. All
     other weights keep their bits, and so do those that are infinite or not a number. One draw ``u`` from
-    U[0, 1) decides, and gives the new value: replaced is where ``u`` is below that probability ``p``, and
-    ``u / p`` is uniform again.
+    (0, 1] decides, and gives the new value: replaced is where ``u`` is not above that probability ``p``,
+    and ``u / p`` is uniform again. The draw has 24 bits, so that no weight is replaced whose ``p`` is below
+    6e-8.
 
     Args:
         every: optimizer steps between two events; ``handle.remodel()`` triggers one by hand.
@@ -110,9 +111,9 @@ class SpineRemodeling(Mechanism):
     def rule(self, synapses: Synapses) -> Rewiring:
         largest = self.surveyed(synapses)["largest"]
         chance = turnover_chance(synapses.weight, largest, self.d_re)
-        drawn = synapses.uniform(0, 1)
-        changed = drawn < chance
-        # Below its chance, a draw is uniform there: over the chance it is a second draw from U[0, 1).
+        drawn = synapses.uniform(2.0**-24, 1 + 2.0**-24)  # from (0, 1], or 0 would be below every chance
+        changed = drawn <= chance
+        # Up to its chance, a draw is uniform there: over the chance it is a second draw from (0, 1].
         values = drawn.div_(chance).mul_(2).sub_(1)
         bound = largest if self.redraw == "published" else max(synapses.fan_in, 1) ** -0.5
         return Rewiring(changed, values.mul_(bound))
