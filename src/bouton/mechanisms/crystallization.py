@@ -47,8 +47,8 @@ class Crystallization(Mechanism):
        |g| / |w| < \theta \;\text{ or }\; |g| > \overline{|w|}
 
     The rates ``r`` have the shape of the weight, no unit, start at 1 and only ever fall; they scale the
-    applied update; one that has fallen below 2**-80 is set to 0. ``g`` is the gradient that the optimizer saw, and the mean is over the layer, in which a
-    weight that is infinite or not a number counts as 0.
+    applied update; one that has fallen below 2**-80 is set to 0. ``g`` is the gradient that the optimizer
+    saw, and the mean is over the layer, in which a weight that is infinite or not a number counts as 0.
 
     Args:
         threshold: the share theta of the weight's size under which a gradient counts as settled.
