@@ -108,9 +108,8 @@ def remodeled_by_hand(model: nn.Module, loss: Loss, blocks: Blocks, where: str |
             stream = RandomStream(SEED, f"SpineRemodeling/{name}")
             expected = []
             for block, weight in enumerate(model.get_parameter(name).detach().chunk(count)):
-                drawn = Synapses(weight, stream=stream, start=block * weight.numel()).uniform(
-                    2**-24, 1 + 2**-24
-                )
+                own = Synapses(weight, stream=stream, start=block * weight.numel())
+                drawn = own.uniform(2**-24, 1 + 2**-24)
                 expected.append(oracles.remodeled(weight, drawn, 2.0, redraw == "published"))
             found = net.get_parameter(name).detach()
             torch.testing.assert_close(found, torch.cat(expected), rtol=1e-12, atol=1e-13)
