@@ -1,4 +1,5 @@
 import copy
+import math
 
 import oracles
 import pytest
@@ -70,8 +71,20 @@ def test_clip_bounds_the_rates_and_nothing_else(distribution):
         rates(distribution=distribution, clip=(0.9, 1.1)),
     )
     torch.testing.assert_close(bound, free.clamp(0.9, 1.1), rtol=0, atol=NU * 2**-11)  # kept in 16 bits
-    assert ((bound >= 0.9) & (bound <= 1.1)).all()
     assert (bound != free).any()
+
+
+@given(
+    nu=st.floats(0.01, 1),
+    low=st.floats(0, 1),
+    high=st.one_of(st.floats(1, 3), st.just(math.inf)),
+    distribution=st.sampled_from(sorted(DRAWN)),
+)
+def test_no_rate_is_beyond_its_bounds_by_rounding(nu, low, high, distribution):
+    mechanism = bouton.PlasticityDiversity(nu=nu, clip=(low, high), distribution=distribution)
+    found = mechanism.prepare(Synapses(torch.empty(50, 40), stream=RandomStream(3, "test")))
+    rate = oracles.rates_of(found, nu, torch.float64)
+    assert ((rate >= low - 1e-12) & (rate <= high + 1e-12)).all()
 
 
 @given(

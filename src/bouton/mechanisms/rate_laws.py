@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
@@ -80,8 +81,10 @@ def _drawn_once(draw: Draw, seeded: Draw | None = None) -> Law:
     def prepare(synapses: Synapses, settings: Settings) -> dict[str, Tensor]:
         if not settings.stored:
             return {}
-        drawn = draw(synapses, settings.nu)
-        return {"deviation": _clipped(drawn, settings, torch.inf).to(torch.float16)}
+        kept = draw(synapses, settings.nu).to(torch.float16)
+        if settings.clip is not None:
+            kept.clamp_(*(_towards_0((bound - 1) / settings.nu) for bound in settings.clip))
+        return {"deviation": kept}
 
     def deviation(synapses: Synapses, settings: Settings, known: Mapping[str, Tensor]) -> Deviation:
         if settings.stored:
@@ -91,6 +94,12 @@ def _drawn_once(draw: Draw, seeded: Draw | None = None) -> Law:
         return _whole(drawn, settings, torch.inf if drawn.is_floating_point() else 1.0)
 
     return Law(prepare, deviation, fixed=True, seedable=seeded is not None)
+
+
+def _towards_0(bound: float) -> float:
+    """The next number towards 0 of those that 16 bits hold, so that rounding leads beyond no bound."""
+    mantissa, exponent = math.frexp(min(max(bound, -65504.0), 65504.0))
+    return math.ldexp(math.trunc(mantissa * 2**11), exponent - 11)
 
 
 def _whole(values: Tensor, settings: Settings, largest: float) -> Deviation:
