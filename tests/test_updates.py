@@ -4,7 +4,9 @@ import copy
 
 import pytest
 import torch
+from subjects import EXAMPLES
 from torch import nn
+from torch.nn.utils import prune
 
 import bouton
 from bouton import step as stepping
@@ -189,3 +191,138 @@ def test_static_rates_take_two_bytes_or_none():
             (own,) = handle.state_dict()["claims"].values()
             assert sum(t.nbytes for state in own["tensors"] for t in state.values()) == size * 2000
             handle.detach()
+
+
+class Others(nn.Module):
+    """Weights in other layouts: looked up, packed, transposed in groups, beside others, tied, pruned."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(9, 6)
+        self.lstm = nn.LSTM(6, 4, batch_first=True)
+        self.grown = nn.ConvTranspose1d(4, 6, 2, groups=2)
+        # a bias of keys has a gradient of rounding errors alone, which Adam divides by their size
+        self.attention = nn.MultiheadAttention(6, 2, bias=False, batch_first=True)
+        self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.second.weight = self.first.weight
+        self.pruned = prune.random_unstructured(nn.Linear(6, 3), "weight", 0.3)
+
+    def forward(self, x):
+        x = self.lstm(self.table(x))[0]
+        x = self.grown(x.transpose(1, 2)).transpose(1, 2)
+        x = self.attention(x, x, x)[0].mean(1)
+        return self.pruned(torch.tanh(self.second(torch.tanh(self.first(x)))))
+
+
+def trained_others(make_optimizer, mechanisms, dtype, known):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(updates, "_KNOWN", known)
+        torch.manual_seed(2)
+        model = Others().to(dtype)
+        optimizer = make_optimizer(model.parameters())
+        bouton.attach(model, optimizer, mechanisms, seed=3)
+        for number in range(20):
+            x = torch.randint(9, (5, 3), generator=torch.Generator().manual_seed(number))
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+    return {name: value for name, value in model.state_dict().items() if not name.endswith("mask")}
+
+
+SCALING = {n: m for n, m in EXAMPLES.items() if (m.site, m.scope) == ("rate", "update")}
+KINDS = {name: TOLD[name] for name in ("sgd", "momentum", "adam", "adamw")}
+WIDTHS = {"float64": (torch.float64, 1e-12), "float32": (torch.float32, 1e-5)}
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("optimizer_name", KINDS)
+@pytest.mark.parametrize("name", SCALING)
+def test_every_rate_on_weights_in_other_layouts(name, optimizer_name, width, copies):
+    dtype, tolerance = WIDTHS[width]
+    found = trained_others(KINDS[optimizer_name], [SCALING[name]], dtype, updates._KNOWN)
+    told = [*copies]
+    expected = trained_others(KINDS[optimizer_name], [SCALING[name]], dtype, {})
+    assert copies[20:] == [copies[20]] * 20 and copies[20] > 0
+    if SCALING[name].blind:
+        assert told == [1] * 20  # in groups and transposed, a weight cannot be seen as rows of nodes
+    torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("optimizer_name", ["sgd", "adamw"])
+def test_what_closures_show_is_seen_in_the_same_step(optimizer_name):
+    found, law = [], RATES["activity"]()
+    for known in (updates._KNOWN, {}):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(updates, "_KNOWN", known)
+            model = net()
+            optimizer = TOLD[optimizer_name](model.parameters())
+            bouton.attach(model, optimizer, law, seed=3)
+            train(model, optimizer, 2)
+            train(model, optimizer, 5, closure=True, start=2)
+        found.append(model.state_dict())
+    torch.testing.assert_close(*found, rtol=1e-10, atol=1e-12)
+
+
+def test_each_parameter_group_has_settings_of_its_own(copies):
+    def groups(model):
+        return [
+            {"params": [model[0].weight, model[0].bias], "lr": 0.02, "momentum": 0.9},
+            {"params": [model[3].bias, model[5].bias]},
+            {"params": [model[5].weight], "momentum": 0.5, "nesterov": True},
+            {"params": [model[3].weight], "maximize": True, "lr": 0.001},
+        ]
+
+    found = []
+    for known in (updates._KNOWN, {}):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(updates, "_KNOWN", known)
+            model = net()
+            optimizer = torch.optim.SGD(groups(model), lr=0.05)
+            bouton.attach(model, optimizer, [bouton.PlasticityDiversity(nu=0.5)], seed=3, readout=())
+            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=5)
+            for number in range(10):
+                train(model, optimizer, 1, start=number)
+                schedule.step()
+                if number == 4:  # a weight moves to another group
+                    moved = optimizer.param_groups[0]["params"].pop(0)
+                    optimizer.param_groups[1]["params"].append(moved)
+        found.append(model.state_dict())
+    assert copies == [1] * 10 + [3] * 10
+    torch.testing.assert_close(*found, rtol=1e-10, atol=1e-12)
+
+
+def test_a_weight_that_the_optimizer_no_longer_holds_is_named():
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    bouton.attach(model, optimizer, [bouton.PlasticityDiversity()])
+    train(model, optimizer, 1)
+    optimizer.param_groups[0]["params"] = [model[0].weight]
+    with pytest.raises(ValueError, match=r"3.weight is no longer among the optimizer's parameters; detach"):
+        train(model, optimizer, 1)
+
+
+@pytest.mark.parametrize(
+    "options", [{"capturable": True}, {"fused": True}, {"differentiable": True}, {"lr": torch.tensor(0.1)}]
+)
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW])
+def test_what_would_have_to_be_waited_for_is_not_told(kind, options):
+    optimizer = kind([nn.Parameter(torch.ones(2))], **options)
+    known = updates.known_update(optimizer)
+    assert known is updates._KNOWN[kind] and not known.is_told(optimizer.param_groups[0])
+
+
+def test_a_weight_that_is_not_finite_is_told_as_it_is_copied():
+    found = []
+    for known in (updates._KNOWN, {}):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(updates, "_KNOWN", known)
+            layer = nn.Linear(3, 2, bias=False)
+            layer.weight.data.copy_(torch.arange(6).view(2, 3))
+            optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1)
+            bouton.attach(layer, optimizer, [bouton.PlasticityDiversity()], seed=3, readout=())
+            layer.weight.data[0, 0] = torch.inf
+            layer.weight.grad = torch.tensor([[1.0, torch.nan, 1.0], [torch.inf, 0.0, -1.0]])
+            optimizer.step()
+        found.append(layer.weight.detach())
+    torch.testing.assert_close(*found, equal_nan=True)
+    assert found[0].isfinite().sum() == 3
