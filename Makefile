@@ -8,7 +8,7 @@ demo: .venv/lab.stamp
 	$(BIN)/bouton demo
 
 test: .venv/dev.stamp .venv/spikingjelly.stamp .venv/triton.stamp lint
-	$(BIN)/pytest -n auto --dist loadgroup
+	$(BIN)/pytest -n auto
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check

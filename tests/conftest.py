@@ -26,9 +26,18 @@ def seeded():
     torch.manual_seed(0)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """What shares compiled graphs, or runs in several processes, is run by one worker."""
-    for item in items:
-        if (folder := item.path.parent.name) in ("compile", "distributed"):
-            item.add_marker(pytest.mark.xdist_group(folder))
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_make_scheduler(config, log):
+    """What shares compiled graphs, or runs in several processes, is run by one worker.
+
+    Marks of a group would do, but under pytest 9.2 the names of tests cannot be changed as
+    pytest-xdist 3.8 does to tell their group.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFolder(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            folder = Path(nodeid.partition("::")[0]).parent.name
+            return folder if folder in ("compile", "distributed") else nodeid
+
+    return ByFolder(config, log)

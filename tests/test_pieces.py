@@ -13,20 +13,23 @@ SITES = {name: example for name, example in EXAMPLES.items() if example.site in 
 
 
 class Net(nn.Module):
-    """A packed weight, a transposed one, one that is stored in another order, and one row at a time."""
+    """Packed weights, transposed ones, ones that are stored in another order, beside others or looked up."""
 
     def __init__(self):
         super().__init__()
         self.conv = nn.Conv2d(2, 6, 3, padding=1)
         self.grown = nn.ConvTranspose2d(6, 4, 2, groups=2)
+        self.places = nn.Embedding(25, 4)
         self.attention = nn.MultiheadAttention(4, 2, bias=False, batch_first=True)
+        self.lstm = nn.LSTM(4, 4, batch_first=True)
         self.up = nn.ConvTranspose2d(4, 5, 1)
         self.head = nn.Linear(5, 3)
 
     def forward(self, x):
         x = self.grown(torch.tanh(self.conv(x)))
         rows = x.flatten(2).transpose(1, 2)
-        rows = self.attention(rows, rows, rows)[0]
+        rows = rows + self.places(torch.arange(rows.shape[1]))
+        rows = self.lstm(self.attention(rows, rows, rows)[0])[0]
         return self.head(torch.tanh(self.up(rows.transpose(1, 2).unsqueeze(-1))).mean((2, 3)))
 
 
