@@ -5,6 +5,7 @@ Usage: torchrun --nproc-per-node N parallel_runs.py FOLDER KIND=SCENE ...
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -39,6 +40,9 @@ def main(folder, *scenes):
             print(f"{time.perf_counter() - began:6.2f} s {kind} {scene}", flush=True)
     torch.save(results, folder / f"{size}-{rank}.pt")
     dist.destroy_process_group()
+    # Some of gloo's threads may still hold tensors: one that lets go while Python ends aborts the process.
+    sys.stdout.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":

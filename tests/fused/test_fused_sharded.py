@@ -16,7 +16,6 @@ TRITON = pytest.mark.skipif(
 )
 
 
-@pytest.mark.xdist_group("distributed")
 @pytest.mark.parametrize("devices", [[], pytest.param(["cpu"], marks=TRITON)])
 def test_each_process_has_the_rates_of_its_part(devices):
     paths = [str(Path(bouton.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
