@@ -13,7 +13,7 @@ SITES = {name: example for name, example in EXAMPLES.items() if example.site in 
 
 
 class Net(nn.Module):
-    """Packed weights, transposed ones, ones that are stored in another order, beside others or looked up."""
+    """Packed weights, transposed ones, ones stored in another order, beside others, or looked up."""
 
     def __init__(self):
         super().__init__()
