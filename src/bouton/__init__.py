@@ -3,7 +3,6 @@
 from bouton.attachment import Attachment, attach, detach
 from bouton.bio_config import from_bio_config
 from bouton.expansion import consolidate, expand
-from bouton.flat_state import flatten_state, unflatten_state
 from bouton.mechanism import Mechanism, register, registry
 from bouton.mechanisms import (
     Crystallization,
@@ -28,6 +27,7 @@ from bouton.sites import (
     Synapses,
     WiringRule,
 )
+from bouton.state.flat_state import flatten_state, unflatten_state
 from bouton.synapse import SynapseGroup, find_groups
 
 __version__ = "0.1.0"

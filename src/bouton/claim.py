@@ -13,9 +13,7 @@ from torch import Tensor
 
 from bouton.layer_types import Layout
 from bouton.mechanism import Mechanism
-from bouton.memory import Memory
 from bouton.passage import Passage
-from bouton.shards import all_hold_a_part, is_spread, mixing, whole
 from bouton.sites import (
     BackwardWiringRule,
     ErrorRule,
@@ -26,7 +24,9 @@ from bouton.sites import (
     Synapses,
     WiringRule,
 )
+from bouton.state.memory import Memory
 from bouton.synapse import SynapseGroup
+from bouton.tensors.shards import all_hold_a_part, is_spread, mixing, whole
 
 
 @dataclass

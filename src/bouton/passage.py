@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bouton.layer_types import Layout
-from bouton.shards import whole
+from bouton.tensors.shards import whole
 
 if TYPE_CHECKING:
     from bouton.synapse import SynapseGroup

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from bouton.layer import MARK
 from bouton.layer_types import layer_types
 from bouton.mechanism import Mechanism
+from bouton.passes.layer import MARK
 from bouton.sites import SITES
 from bouton.synapse import SynapseGroup
 from bouton.where import is_wanted, unmatched

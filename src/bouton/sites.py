@@ -12,11 +12,11 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from bouton.draws import Key, normal, uniform
 from bouton.passage import Passage
-from bouton.precision import wide
-from bouton.processes import summed
-from bouton.shards import spread
+from bouton.tensors.draws import Key, normal, uniform
+from bouton.tensors.precision import wide
+from bouton.tensors.processes import summed
+from bouton.tensors.shards import spread
 
 
 @dataclass

@@ -9,8 +9,8 @@ import torch
 
 from bouton.claim import Claim
 from bouton.passage import alignment_angle
-from bouton.shards import mixing, whole
 from bouton.synapse import SynapseGroup
+from bouton.tensors.shards import mixing, whole
 
 
 @torch.no_grad()

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from bouton.layer_types import Layout, Slot, slots
-from bouton.shards import is_spread
 from bouton.stored import prune_mask, read_weight, stored_name, stored_parameter
+from bouton.tensors.shards import is_spread
 from bouton.wrappers import own_name
 
 _SHARED_AXES = "{} share this weight and read it along different axes"

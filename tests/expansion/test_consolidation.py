@@ -13,7 +13,7 @@ from torch.nn.utils import prune
 
 import bouton
 from bouton.expansion.expanded import Expanded
-from bouton.layer import MARK
+from bouton.passes.layer import MARK
 
 
 def mlp(*sizes, activation=nn.Tanh):

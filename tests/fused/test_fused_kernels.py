@@ -8,8 +8,8 @@ from oracles import random_short
 from seeded_oracle import Slowly
 
 import bouton.fused
-from bouton.draws import short_bits
 from bouton.fused import SeededRates
+from bouton.tensors.draws import short_bits
 
 WORDS = st.integers(0, 2**32 - 1)
 SHAPES = st.one_of(

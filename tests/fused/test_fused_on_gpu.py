@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import bouton.fused
-from bouton.draws import short_bits
 from bouton.fused import SeededRates
+from bouton.tensors.draws import short_bits
 
 pytest.importorskip("triton", reason="Triton is not installed")
 if not torch.cuda.is_available():

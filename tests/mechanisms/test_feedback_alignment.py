@@ -13,7 +13,7 @@ from published import GRAPES, layers_of, net, trained
 from torch import nn
 
 import bouton
-from bouton import feedback
+from bouton.passes import feedback
 
 CASES = [
     f"{rule}-{optimizer}-{activation}-un"

@@ -11,8 +11,8 @@ from scipy import stats
 from torch import nn
 
 import bouton
-from bouton import draws
 from bouton.sites import RandomStream, Synapses
+from bouton.tensors import draws
 
 DATA = Path(__file__).parent.parent / "data" / "diversity.npz"
 DRAWS = 4000  # as many as the published shares were counted over

@@ -8,7 +8,7 @@ from subjects import over_examples
 from torch.nn import functional as F
 
 import bouton
-from bouton import layer
+from bouton.passes import layer
 
 
 def autocast_loss(model, step):

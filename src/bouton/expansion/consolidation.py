@@ -12,9 +12,9 @@ from bouton.claim import Claim
 from bouton.expansion.expanded import Expanded, is_identity, sum_members
 from bouton.expansion.readers import Reader, Readers, UnmergeableError
 from bouton.expansion.surgery import copied, replaced, resize, unfit, weight_owners, wide
-from bouton.layer import LayerHook, clear_layer
 from bouton.layer_types import Layout
 from bouton.mechanisms.multi_synapse import MultiSynapse
+from bouton.passes.layer import LayerHook, clear_layer
 from bouton.synapse import find_groups
 
 _NONLINEAR = "its synaptic activation is {!r}, and only the identity's synapses add up"

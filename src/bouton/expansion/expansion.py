@@ -13,9 +13,9 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from bouton.expansion.expanded import Activation, Expanded, is_identity
 from bouton.expansion.surgery import KINDS, copied, replaced, resize, unfit, weight_owners, wide
-from bouton.layer import MARK
 from bouton.mechanism import Mechanism, Where
 from bouton.mechanisms.multi_synapse import ACTIVATIONS
+from bouton.passes.layer import MARK
 from bouton.sites import RandomStream
 from bouton.synapse import SynapseGroup, find_groups
 from bouton.where import is_wanted, unmatched

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from bouton.feedback import Gate
-from bouton.layer import LayerHook
 from bouton.layer_types import Layout
+from bouton.passes.feedback import Gate
+from bouton.passes.layer import LayerHook
 
 KINDS: tuple[type[nn.Module], ...] = (
     nn.Linear,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from bouton.draws import FACTORS, signed
+from bouton.tensors.draws import FACTORS, signed
 
 _F0, _F1, _F2 = (tl.constexpr(signed(factor)) for factor in FACTORS)
 
@@ -27,7 +27,7 @@ def _mixed(x, shift: tl.constexpr):
 
 @triton.jit
 def _drawn(first, key_0, key_1, BLOCK: tl.constexpr):
-    """Random bits of a block of places of which the first is even; see :func:`bouton.draws.short_bits`."""
+    """Random bits of places of which the first is even; see :func:`bouton.tensors.draws.short_bits`."""
     # sums and products are meant to overflow, also where Triton is told to look for that
     x = tl.mul(tl.program_id(0), BLOCK // 2, sanitize_overflow=False) + tl.arange(0, BLOCK // 2)
     x = tl.add(x, first, sanitize_overflow=False)

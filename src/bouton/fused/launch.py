@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bouton.draws import signed
 from bouton.fused.kernels import adamw_kernel, bits_kernel, sgd_kernel
 from bouton.fused.rates import SHORT, SeededRates
+from bouton.tensors.draws import signed
 
 # A program has 8 entries for each of 128 threads. A product and its sum are rounded once: the default of
 # Triton 3.9, which warns that it will change.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from bouton.fused.stepping import Fused, Job
-from bouton.shards import local
+from bouton.tensors.shards import local
 
 
 class SGD(Fused, torch.optim.SGD):

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from bouton.draws import Key, short_bits
-from bouton.precision import wide
+from bouton.tensors.draws import Key, short_bits
+from bouton.tensors.precision import wide
 
 SHORT = 1 << 15  # 16 random bits, taken as a number with a sign, are in [-SHORT, SHORT)
 
@@ -19,7 +19,8 @@ class SeededRates(NamedTuple):
     .. math:: r_i = \mathrm{clip}(1 + \nu q_{s + i} / 2^{15}), \qquad q \in [-2^{15}, 2^{15})
 
     where ``i`` is the synapse's place in the weight, row by row, and ``q`` the sequence of
-    :func:`bouton.draws.short_bits` that ``key`` names: uniform on [1-nu, 1+nu), in steps of nu / 32768.
+    :func:`bouton.tensors.draws.short_bits` that ``key`` names: uniform on [1-nu, 1+nu), in steps of
+    nu / 32768.
 
     Attributes:
         key: two numbers of 32 bits.

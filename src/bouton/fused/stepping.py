@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from bouton.compiled import keep_out_of_graphs
 from bouton.fused.rates import SeededRates
-from bouton.shards import local
+from bouton.passes.compiled import keep_out_of_graphs
+from bouton.tensors.shards import local
 
 _DEVICES = {"cuda"}
 _DTYPES = {torch.float32, torch.bfloat16, torch.float16}

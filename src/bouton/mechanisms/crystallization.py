@@ -9,9 +9,9 @@ from torch import Tensor
 
 from bouton.mechanism import Mechanism, register
 from bouton.mechanisms.sizes import mean_size, passing_abs, passing_sizes
-from bouton.precision import wide
-from bouton.scratch import passes
 from bouton.sites import Synapses
+from bouton.tensors.precision import wide
+from bouton.tensors.scratch import passes
 
 FROZEN = 2.0**-80  # a rate at most as large is set to 0
 

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from bouton.mechanism import Mechanism, register
 from bouton.mechanisms.sizes import sizes
-from bouton.precision import wide
-from bouton.shards import whole
 from bouton.sites import Rewiring, Synapses
 from bouton.synapse import SynapseGroup
+from bouton.tensors.precision import wide
+from bouton.tensors.shards import whole
 
 
 def nearest_signs(weight: Tensor, excitatory: float | None = None) -> Tensor:

@@ -7,9 +7,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from bouton.draws import normal
-from bouton.shards import is_spread
 from bouton.sites import Synapses
+from bouton.tensors.draws import normal
+from bouton.tensors.shards import is_spread
 
 SIZE = 1 << 18  # numbers in the table
 RUN = 1 << 17  # synapses that read it from one place

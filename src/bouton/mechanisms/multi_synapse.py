@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from bouton.mechanism import Mechanism, register
-from bouton.precision import wide
 from bouton.sites import Synapses
 from bouton.synapse import SynapseGroup
+from bouton.tensors.precision import wide
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda output: output,

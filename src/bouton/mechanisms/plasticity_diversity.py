@@ -11,10 +11,10 @@ from torch import Tensor
 from bouton.fused.rates import SeededRates
 from bouton.mechanism import Mechanism, checked_clip, register
 from bouton.mechanisms.rate_laws import CONSTANT, LAWS, Law, depth_factor, repeated
-from bouton.precision import wide
-from bouton.processes import process_count
 from bouton.sites import Deviation, Synapses
 from bouton.synapse import SynapseGroup
+from bouton.tensors.precision import wide
+from bouton.tensors.processes import process_count
 
 _COUNTED_APART = (
     "each process counts the activity in its own batches, and gradients are scaled before the processes "

@@ -9,11 +9,11 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from bouton.draws import normal, short_bits
 from bouton.mechanisms.sizes import mean_size, passing_sizes
-from bouton.scratch import scratch
-from bouton.shards import is_spread
 from bouton.sites import Deviation, RandomStream, Synapses
+from bouton.tensors.draws import normal, short_bits
+from bouton.tensors.scratch import scratch
+from bouton.tensors.shards import is_spread
 
 ACTIVE = 0.01  # a node is active where the size of its output is above this
 

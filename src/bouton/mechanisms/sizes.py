@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from bouton.precision import wide
-from bouton.scratch import PIECE, passes, row_pieces, scratch
+from bouton.tensors.precision import wide
+from bouton.tensors.scratch import PIECE, passes, row_pieces, scratch
 
 
 def over_pieces(function: Callable[[Tensor], Tensor], weight: Tensor) -> list[Tensor]:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from bouton.mechanism import Mechanism, register
 from bouton.mechanisms.sizes import over_pieces, passing_sizes
-from bouton.precision import wide
 from bouton.sites import Rewiring, Synapses
+from bouton.tensors.precision import wide
 
 
 def turnover_chance(weight: Tensor, largest: Tensor, d_re: float) -> Tensor:

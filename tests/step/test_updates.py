@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn.utils import prune
 
 import bouton
-from bouton import step as stepping
-from bouton import updates
+from bouton.step import hook as stepping
+from bouton.step import updates
 
 RATES = {
     "static": lambda: [bouton.PlasticityDiversity(nu=0.5)],

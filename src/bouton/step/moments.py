@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
-from bouton.bitmask import clear_where
-from bouton.scratch import row_pieces
-from bouton.shards import local, spread, whole
+from bouton.tensors.bitmask import clear_where
+from bouton.tensors.scratch import row_pieces
+from bouton.tensors.shards import local, spread, whole
 
 
 def fresh_moments(optimizer: Optimizer, weight: Tensor) -> dict[str, float | None]:

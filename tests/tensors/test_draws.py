@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from oracles import random_normal, random_short, random_uniform, random_word, with_sign
 from scipy import stats
 
-from bouton import draws
-from bouton.draws import bits, normal, short_bits, uniform
 from bouton.sites import RandomStream, Synapses
+from bouton.tensors import draws
+from bouton.tensors.draws import bits, normal, short_bits, uniform
 
 COUNT = 1 << 18
 CHANCE = 1e-4  # of a right generator to fail one of the tests of a law

@@ -11,19 +11,19 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from bouton.callers import is_rehearsal, is_within_step
 from bouton.claim import Claim, Claims, claims_at
-from bouton.compiled import keep_out_of_graphs
-from bouton.moments import fresh_moments, reset_moments
-from bouton.rates import Scaling
-from bouton.shards import is_spread, mixing, refuse_part_of_flat, spread
-from bouton.skipped import Verdict
-from bouton.snapshot import Snapshot, take_snapshots
+from bouton.passes.compiled import keep_out_of_graphs
+from bouton.state.skipped import Verdict
+from bouton.step.callers import is_rehearsal, is_within_step
+from bouton.step.moments import fresh_moments, reset_moments
+from bouton.step.rates import Scaling
+from bouton.step.snapshot import Snapshot, take_snapshots
+from bouton.step.structure import rewire
+from bouton.step.updates import known_update
 from bouton.stored import read_weight
-from bouton.structure import rewire
 from bouton.switch import Switch
 from bouton.synapse import SynapseGroup
-from bouton.updates import known_update
+from bouton.tensors.shards import is_spread, mixing, refuse_part_of_flat, spread
 
 _IN_NO_GRAPH = "bouton acts around an optimizer's step; compile the step without fullgraph=True"
 

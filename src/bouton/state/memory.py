@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bouton.shards import is_spread, spread, whole
 from bouton.sites import RandomStream
-from bouton.skipped import Counts, Verdict
+from bouton.state.skipped import Counts, Verdict
+from bouton.tensors.shards import is_spread, spread, whole
 
 _PARTS = {"shape", "step", "events", "draws", "changed", "tensors", "made"}
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from bouton.claim import Claim, Claims, claims_at
-from bouton.compiled import Unscripted, forward_only, tell_hooked, tell_plain
-from bouton.direct import gate_for
-from bouton.feedback import Gate, Pass
-from bouton.modulation import awaits_error, modulate, transforming
-from bouton.ragged import each_sample, samples
+from bouton.passes.compiled import Unscripted, forward_only, tell_hooked, tell_plain
+from bouton.passes.direct import gate_for
+from bouton.passes.feedback import Gate, Pass
+from bouton.passes.modulation import awaits_error, modulate, transforming
+from bouton.passes.ragged import each_sample, samples
 from bouton.stored import read_weight, stored_parameter
 from bouton.switch import Switch
 

@@ -5,9 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bouton import scratch as memory
-from bouton.bitmask import clear_where, put_where
-from bouton.scratch import PIECE, passes, row_pieces, scratch
+from bouton.tensors import scratch as memory
+from bouton.tensors.bitmask import clear_where, put_where
+from bouton.tensors.scratch import PIECE, passes, row_pieces, scratch
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 ODD = [0.0, -0.0, torch.inf, -torch.inf, torch.nan, 1e-40, 6e4]

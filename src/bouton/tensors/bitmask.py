@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bouton.scratch import passes, scratch
+from bouton.tensors.scratch import passes, scratch
 
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 

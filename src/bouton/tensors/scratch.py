@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from bouton.shards import is_spread
+from bouton.tensors.shards import is_spread
 
 PIECE = 1 << 18  # numbers worked on at a time, so that they stay in a CPU's cache
 

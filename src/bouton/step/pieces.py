@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from bouton.claim import Claim
-from bouton.scratch import row_pieces
 from bouton.sites import Synapses
+from bouton.tensors.scratch import row_pieces
 
 
 def pieces(claims: Sequence[Claim], own: Sequence[Synapses]) -> Iterator[tuple[slice, Sequence[Synapses]]]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from bouton.scratch import scratch
+from bouton.tensors.scratch import scratch
 
 View = Callable[[Tensor], Tensor]
 Settings = dict[str, Any]  # an optimizer's parameter group

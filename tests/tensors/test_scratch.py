@@ -8,8 +8,8 @@ from subjects import EXAMPLES, over_examples
 from torch import nn
 
 import bouton
-from bouton import draws, scratch
 from bouton.mechanisms import fluctuation
+from bouton.tensors import draws, scratch
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from bouton.scratch import PIECE, scratch
+from bouton.tensors.scratch import PIECE, scratch
 
 Key = tuple[int, int]  # two numbers of 32 bits
 

@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from bouton.claim import Claim
-from bouton.compiled import keep_out_of_graphs
-from bouton.feedback import Gate
+from bouton.passes.compiled import keep_out_of_graphs
+from bouton.passes.feedback import Gate
 
 _IN_NO_GRAPH = (
     "bouton: kind='dfa' and 'ifa' hand the error of one layer to others within the backward pass, which no "
@@ -20,11 +20,11 @@ class DirectGate(Gate):
     """A gate that ``torch.compile`` leaves as it is."""
 
     def __call__(self, layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        """See :class:`bouton.feedback.Gate`."""
+        """See :class:`bouton.passes.feedback.Gate`."""
         return super().__call__(layer, inputs)
 
     def join(self, layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-        """See :class:`bouton.feedback.Gate`."""
+        """See :class:`bouton.passes.feedback.Gate`."""
         return super().join(layer, inputs, output)
 
 

@@ -13,14 +13,14 @@ from torch.optim import Optimizer
 from bouton.claim import Claim
 from bouton.fused.rates import SeededRates
 from bouton.fused.stepping import Fused
-from bouton.pieces import pieces
-from bouton.precision import is_precise, wide
-from bouton.scratch import PIECE, row_pieces, scratch
-from bouton.shards import is_spread, local, spread
 from bouton.sites import Deviation, Synapses
-from bouton.snapshot import Snapshot
+from bouton.step.pieces import pieces
+from bouton.step.snapshot import Snapshot
+from bouton.step.updates import KnownUpdate, Settings, Update
 from bouton.synapse import SynapseGroup
-from bouton.updates import KnownUpdate, Settings, Update
+from bouton.tensors.precision import is_precise, wide
+from bouton.tensors.scratch import PIECE, row_pieces, scratch
+from bouton.tensors.shards import is_spread, local, spread
 
 
 class Scaling:

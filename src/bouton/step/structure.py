@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bouton.bitmask import put_where
 from bouton.claim import Claim
-from bouton.pieces import pieces
-from bouton.shards import is_spread, local, spread
+from bouton.step.pieces import pieces
 from bouton.synapse import SynapseGroup
+from bouton.tensors.bitmask import put_where
+from bouton.tensors.shards import is_spread, local, spread
 
 
 def rewire(group: SynapseGroup, claim: Claim, spared: Tensor | None, skipped: Tensor | None) -> Tensor:

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 import bouton
-from bouton.moments import fresh_moments
+from bouton.step.moments import fresh_moments
 
 EXPECTED = {
     torch.optim.SGD: ({"lr": 0.1, "momentum": 0.9}, {"momentum_buffer": 0}),

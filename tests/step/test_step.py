@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 import bouton
-from bouton import snapshot
+from bouton.step import snapshot
 
 
 class Slow(bouton.Mechanism):

@@ -6,8 +6,9 @@ from subjects import EXAMPLES
 from torch import nn
 
 import bouton
-from bouton import draws, rates, scratch
 from bouton.mechanisms import sizes
+from bouton.step import rates
+from bouton.tensors import draws, scratch
 
 SITES = {name: example for name, example in EXAMPLES.items() if example.site in ("rate", "structure")}
 

@@ -1,0 +1,1 @@
+"""In the forward and the backward pass: the wiring and the error site."""

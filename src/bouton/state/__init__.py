@@ -1,0 +1,1 @@
+"""What mechanisms remember, and how it is saved."""

@@ -1,0 +1,1 @@
+"""Around an optimizer's step: the rate and the structure site."""
