@@ -111,7 +111,7 @@ class VolumePlasticity(Mechanism):
         if not self.normalize:
             scale = self.base if known else self.base * math.exp(-self.stability)
         elif scale is None:
-            scale = 1 / rate.mean()  # in place, a mean that is spread would not be inverted
+            scale = rate.mean().reciprocal()  # in place, a mean that is spread would not be inverted
         return fluctuate(synapses, rate, self.spread) * scale
 
     def _smallest(self, weight: Tensor) -> dict[str, Tensor]:

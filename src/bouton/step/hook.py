@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from bouton.claim import Claim, Claims, claims_at
 from bouton.passes.compiled import keep_out_of_graphs
 from bouton.state.skipped import Verdict
+from bouton.step.advance import is_undisturbed, known_advance
 from bouton.step.callers import is_rehearsal, is_within_step
 from bouton.step.moments import fresh_moments, reset_moments
 from bouton.step.rates import Scaling
@@ -50,7 +51,7 @@ class StepHook:
         self._weights = dict.fromkeys([*self._rates, *self._gradient_rates, *self._structures])
         self._spread = [group.weight for group in self._rates if is_spread(group.weight)]
         self._scalings = [Scaling(group, own) for group, own in self._rates.items()]
-        self._known = known_update(optimizer)
+        self._known, self._advance = known_update(optimizer), known_advance(optimizer)
         self._fresh = {
             group: fresh_moments(optimizer, group.weight)
             for group, own in self._structures.items()
@@ -122,9 +123,14 @@ class StepHook:
             if self._scalings:
                 with torch.no_grad(), mixing(*self._spread):
                     known = self._known if getattr(optimizer, "found_inf", None) is None else None
-                    closure = _is_given_closure(*arguments)
-                    copied = [own.group for own in self._scalings if own.begin(optimizer, known, closure)]
-                    self._before = take_snapshots(copied)
+                    closure, advance = _is_given_closure(*arguments), None
+                    alone = known and not closure and self._advance
+                    if alone and is_undisturbed(optimizer, self._before_step, self._after_step):
+                        advance = self._advance
+                    given = optimizer, known, advance, closure
+                    self._before = take_snapshots(
+                        [own.group for own in self._scalings if own.begin(*given)]
+                    )
 
     def _after_step(self, optimizer: Optimizer, *arguments: Any) -> None:
         self._depth -= 1
@@ -152,7 +158,7 @@ class StepHook:
             with torch.no_grad(), mixing(*self._spread):
                 for own in self._scalings:
                     before = self._before.pop(own.group, None)
-                    own.end(optimizer, self._known, before, skipped)
+                    own.end(optimizer, self._known, self._advance, before, skipped)
         for group, claims in self._structures.items():
             for claim in _in_order(claims):
                 if claim.memory.step % claim.mechanism.every == 0 and group.weight.grad is not None:

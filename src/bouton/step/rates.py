@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import reduce
 
@@ -14,9 +14,10 @@ from bouton.claim import Claim
 from bouton.fused.rates import SeededRates
 from bouton.fused.stepping import Fused
 from bouton.sites import Deviation, Synapses
+from bouton.step.advance import Advance
 from bouton.step.pieces import pieces
 from bouton.step.snapshot import Snapshot
-from bouton.step.updates import KnownUpdate, Settings, Update
+from bouton.step.updates import KnownUpdate, Settings, Update, View
 from bouton.synapse import SynapseGroup
 from bouton.tensors.precision import is_precise, wide
 from bouton.tensors.scratch import PIECE, row_pieces, scratch
@@ -36,15 +37,24 @@ class Scaling:
         modest = all(claim.mechanism.blind or claim.mechanism.rowwise for claim in claims)
         large = group.weight.numel() > PIECE
         self._can_be_told = self._in_place and (self._blind or (own and modest and large))
+        rowwise = all(claim.mechanism.rowwise for claim in claims)
+        self._can_be_parted = self._in_place and own and rowwise and large
+        self._gradient: Tensor | None = None  # kept from the optimizer, for a step in parts
         self._place = (0, 0)  # of the weight among the optimizer's parameters
         self._surveyed: list[list[Synapses]] = []
         self._fixed: tuple[object, Deviation] | None = None  # of which states, and what
 
-    def begin(self, optimizer: Optimizer, known: KnownUpdate | None, closure: bool = False) -> bool:
+    def begin(
+        self,
+        optimizer: Optimizer,
+        known: KnownUpdate | None,
+        advance: Advance | None = None,
+        closure: bool = False,
+    ) -> bool:
         """See the weight before a step; True if a copy of it must be kept.
 
-        ``known``: how the optimizer's state will tell what it added to the weight. ``closure``: forward
-        passes may be made within the step.
+        ``known``: how the optimizer's state will tell what it added to the weight. ``advance``: how the
+        weight can be stepped in parts. ``closure``: forward passes may be made within the step.
         """
         group = self.group
         if isinstance(optimizer, Fused):
@@ -52,6 +62,9 @@ class Scaling:
             if seeded is not None:
                 optimizer.rates[group.weight] = seeded
                 return False
+        if advance is not None and self._is_to_be_parted(optimizer, advance):
+            self._gradient, group.weight.grad = group.weight.grad, None  # so that the optimizer skips it
+            return False
         if known is None or not self._can_be_told or not is_precise(group.weight):
             return True
         if closure and any([claim.mechanism.observes for claim in self.claims]):
@@ -67,6 +80,7 @@ class Scaling:
         self,
         optimizer: Optimizer,
         known: KnownUpdate | None,
+        advance: Advance | None,
         before: Snapshot | None,
         skipped: Tensor | None,
     ) -> None:
@@ -77,6 +91,9 @@ class Scaling:
             return
         if before is not None:
             self._scale(before, skipped)
+        elif advance is not None and self._gradient is not None:
+            weight.grad, self._gradient = self._gradient, None
+            self._step_in_parts(optimizer, advance)
         elif known is not None:
             self.claims[0].refuse_sparse(weight.grad)
             fixed = self._fixed_deviation()
@@ -87,8 +104,17 @@ class Scaling:
 
     def forget(self, optimizer: Optimizer) -> None:
         """Take back what a step that failed has left with the optimizer."""
+        self._gradient = None
         if isinstance(optimizer, Fused):
             optimizer.rates.pop(self.group.weight, None)
+
+    def _is_to_be_parted(self, optimizer: Optimizer, advance: Advance) -> bool:
+        weight = self.group.weight
+        if not self._can_be_parted or not weight.is_cpu or weight.grad is None:
+            return False
+        if weight.grad.layout != torch.strided or not is_precise(weight):
+            return False
+        return advance.is_ready(optimizer, self._settings(optimizer), weight)
 
     def _seeded(self) -> SeededRates | None:
         """Rates that a fused optimizer makes itself."""
@@ -145,27 +171,23 @@ class Scaling:
             _rescale(synapses[rows], update, Deviation(own, fixed.scale))
 
     def _rescale(self, optimizer: Optimizer, known: KnownUpdate) -> None:
-        weight, split, settings = self.group.weight, self.group.layout.split, self._settings(optimizer)
-        surveyed, self._surveyed = self._surveyed, []
-        for block, own in enumerate(zip(*surveyed, strict=True)):
+        weight, settings, seen = self.group.weight, self._settings(optimizer), []
+        for own, claim in zip(self._surveyed, self.claims, strict=True):
             # the step is counted since
-            seen = [replace(s, step=c.memory.step) for s, c in zip(own, self.claims, strict=True)]
-            for rows, parts in pieces(self.claims, seen):
-
-                def view(tensor: Tensor, block: int = block, rows: slice = rows) -> Tensor:
-                    return split(tensor)[block][rows]
-
-                now, gradient = view(weight.detach()), weight.grad
-                if gradient is None:  # time goes by, and nothing was added
-                    self._deviation([replace(part, weight=now) for part in parts])
-                    continue
-                update = known.last(optimizer, settings, weight, view)
-                if not self._blind:
-                    kept = scratch("before", now)
-                    before = torch.add(now, update.direction, alpha=-update.size, out=kept)
-                    pulls = view(gradient.detach())
-                    parts = [replace(part, weight=before, gradient=pulls) for part in parts]
-                _rescale(now, update, self._deviation(parts))
+            seen.append([replace(synapses, step=claim.memory.step) for synapses in own])
+        self._surveyed = []
+        for view, parts in self._parts(seen):
+            now, gradient = view(weight.detach()), weight.grad
+            if gradient is None:  # time goes by, and nothing was added
+                self._deviation([replace(part, weight=now) for part in parts])
+                continue
+            update = known.last(optimizer, settings, weight, view)
+            if not self._blind:
+                kept = scratch("before", now)
+                before = torch.add(now, update.direction, alpha=-update.size, out=kept)
+                pulls = view(gradient.detach())
+                parts = [replace(part, weight=before, gradient=pulls) for part in parts]
+            _rescale(now, update, self._deviation(parts))
 
     def _deviation(self, parts: Sequence[Synapses]) -> Deviation:
         """How much the product of all rates differs from 1."""
@@ -208,13 +230,34 @@ class Scaling:
             # lerp, not before + rate * (weight - before): where the rate is 1 it keeps the weight's bits
             torch.lerp(local(before.stored), local(weight), rate, out=local(weight))
             return
-        split = self.group.layout.split
         seen = [c.blocks(before.effective, weight.grad, before.companions, alone=False) for c in claims]
-        parted = zip(split(before.stored), split(weight.detach()), zip(*seen, strict=True), strict=True)
-        for old, new, own in parted:
+        for view, parts in self._parts(seen):
+            rate, now = self._product(parts).to(weight.dtype), view(weight.detach())
+            torch.lerp(view(before.stored), now, rate, out=now)
+
+    def _step_in_parts(self, optimizer: Optimizer, advance: Advance) -> None:
+        """Step one piece of the weight after another, and scale what was added while it is in the cache."""
+        weight, settings = self.group.weight, self._settings(optimizer)
+        for claim in self.claims:
+            claim.memory.settle()
+        seen = [claim.blocks(weight.detach(), weight.grad, alone=False) for claim in self.claims]
+        for view, parts in self._parts(seen):
+            rate, now = self._product(parts), view(weight.detach())
+            before = scratch("before", now).copy_(now)
+            advance.part(optimizer, settings, weight, view)
+            torch.lerp(before, now, rate.to(weight.dtype), out=now)
+        advance.finish(optimizer, weight)
+
+    def _parts(self, seen: list[list[Synapses]]) -> Iterator[tuple[View, Sequence[Synapses]]]:
+        """What the rules see of one part of the weight after another, with a view of that part."""
+        split = self.group.layout.split
+        for block, own in enumerate(zip(*seen, strict=True)):
             for rows, parts in pieces(self.claims, own):
-                rate = self._product(parts).to(weight.dtype)
-                torch.lerp(old[rows], new[rows], rate, out=new[rows])
+
+                def view(tensor: Tensor, block: int = block, rows: slice = rows) -> Tensor:
+                    return split(tensor)[block][rows]
+
+                yield view, parts
 
 
 def _rescale(synapses: Tensor, update: Update, deviation: Deviation) -> None:

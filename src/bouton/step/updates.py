@@ -44,7 +44,8 @@ def known_update(optimizer: Optimizer | None) -> KnownUpdate | None:
     return _KNOWN.get(kind)
 
 
-def _is_plain(settings: Settings) -> bool:
+def is_plain(settings: Settings) -> bool:
+    """Whether a step under these settings is made of plain operations, with numbers that the host knows."""
     # a learning rate or a step count on a device would have to be waited for
     kept = settings["fused"] or settings["differentiable"] or settings.get("capturable")
     return not (kept or isinstance(settings["lr"], Tensor))
@@ -52,7 +53,7 @@ def _is_plain(settings: Settings) -> bool:
 
 def _sgd_tells(settings: Settings) -> bool:
     decays = settings["weight_decay"] and not settings["momentum"]
-    return _is_plain(settings) and not (decays or settings["nesterov"])
+    return is_plain(settings) and not (decays or settings["nesterov"])
 
 
 def _last_of_sgd(optimizer: Optimizer, settings: Settings, weight: Tensor, view: View) -> Update:
@@ -63,7 +64,7 @@ def _last_of_sgd(optimizer: Optimizer, settings: Settings, weight: Tensor, view:
 
 
 def _adam_tells(settings: Settings) -> bool:
-    return _is_plain(settings) and not settings["amsgrad"] and _decay(settings) < 1
+    return is_plain(settings) and not settings["amsgrad"] and _decay(settings) < 1
 
 
 def _decay(settings: Settings) -> float:
