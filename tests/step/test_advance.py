@@ -1,0 +1,179 @@
+"""Weights that are stepped part by part against torch's own steps."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as some
+from torch import nn
+
+import bouton
+from bouton.step import advance, rates
+from bouton.tensors import scratch
+
+NEUTRAL = bouton.Crystallization(factor=1.0)  # its rule looks at all, and no rate ever falls
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.05),
+    "sgd-decay": lambda p: torch.optim.SGD(p, lr=0.05, weight_decay=0.1, maximize=True),
+    "momentum": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, dampening=0.2, foreach=True),
+    "nesterov": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, nesterov=True, weight_decay=0.1),
+    "adam": lambda p: torch.optim.Adam(p, lr=0.01, weight_decay=0.1, amsgrad=True),
+    "adam-foreach": lambda p: torch.optim.Adam(p, lr=0.01, betas=(0.5, 0.9), maximize=True, foreach=True),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.5, eps=1e-3),
+    "adamw-amsgrad": lambda p: torch.optim.AdamW(p, lr=0.01, amsgrad=True, maximize=True),
+}
+EVERY = pytest.mark.parametrize("optimizer_name", OPTIMIZERS)
+
+
+@pytest.fixture
+def parts(monkeypatch):
+    """How many parts were stepped."""
+    count = []
+    for name in ("adam", "sgd"):
+        function = getattr(advance, name)
+
+        def counted(*arguments, function=function, **options):
+            count.append(1)
+            function(*arguments, **options)
+
+        monkeypatch.setattr(advance, name, counted)
+    return count
+
+
+def make(optimizer_name, mechanisms=(), shape=(700, 401)):
+    torch.manual_seed(0)
+    layers = [nn.Linear(shape[1], shape[0], bias=False), nn.Linear(3, 2)]
+    model = nn.Sequential(*layers) if len(shape) == 2 else nn.Sequential(nn.Conv2d(*shape), nn.Linear(3, 2))
+    optimizer = OPTIMIZERS[optimizer_name](model.parameters())
+    handle = bouton.attach(model, optimizer, mechanisms, seed=1, readout=()) if mechanisms else None
+    return model, optimizer, handle
+
+
+def step(model, optimizer, number):
+    generator = torch.Generator().manual_seed(number)
+    for weight in model.parameters():
+        weight.grad = torch.randn(weight.shape, generator=generator)
+    optimizer.step()
+
+
+def check_same(model, optimizer, other, other_optimizer):
+    for weight, twin in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(weight, twin)
+        state, twins = optimizer.state[weight], other_optimizer.state[twin]
+        assert state.keys() == twins.keys()
+        for name, value in state.items():
+            assert value is twins[name] is None or torch.equal(value, twins[name])
+
+
+@EVERY
+def test_steps_are_torchs_to_the_bit(optimizer_name, parts):
+    plain, attached = make(optimizer_name), make(optimizer_name, [NEUTRAL])
+    for number in range(4):
+        step(*plain[:2], number)
+        step(*attached[:2], number)
+        check_same(*plain[:2], *attached[:2])
+    assert len(parts) >= 6  # two for each step but perhaps the first, which makes the state
+
+
+@given(
+    optimizer_name=some.sampled_from(list(OPTIMIZERS)),
+    shape=some.tuples(some.integers(5, 40), some.integers(1, 40)),
+    piece=some.integers(1, 200),
+)
+def test_parts_of_any_size(optimizer_name, shape, piece):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rates, "PIECE", piece)
+        patch.setattr(scratch, "PIECE", piece)
+        plain, attached = make(optimizer_name, shape=shape), make(optimizer_name, [NEUTRAL], shape)
+        for number in range(3):
+            step(*plain[:2], number)
+            step(*attached[:2], number)
+        check_same(*plain[:2], *attached[:2])
+
+
+@EVERY
+def test_updates_are_scaled(optimizer_name, parts):
+    mechanisms = [bouton.PlasticityDiversity(nu=0.5), bouton.Crystallization(threshold=0.5)]
+    plain, attached = make(optimizer_name), make(optimizer_name, mechanisms)
+    step(*plain[:2], 0)
+    step(*attached[:2], 0)
+    weight, twin = attached[0][0].weight, plain[0][0].weight
+    with torch.no_grad():
+        twin.copy_(weight)  # so that both start the step alike
+    before, taken = weight.detach().clone(), len(parts)
+    step(*plain[:2], 1)
+    step(*attached[:2], 1)
+    assert len(parts) == taken + 2
+    states = attached[2].state_dict()["claims"]
+    deviation, rate = (states[f"{type(m).__name__}/0.weight"]["tensors"][0] for m in mechanisms)
+    product = rate["rate"] * (1 + 0.5 * deviation["deviation"].float())
+    assert 0.3 < rate["rate"].mean() < 0.9
+    expected = before + product * (twin - before)
+    torch.testing.assert_close(weight.detach(), expected.detach(), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("kind", ["pre", "post"])
+@EVERY
+def test_hooks_of_others_find_everything(optimizer_name, kind, when, parts):
+    found = []
+
+    def hook(optimizer, *_):
+        weight = optimizer.param_groups[0]["params"][0]
+        found.append((weight.grad.clone(), weight.detach().clone()))
+        if kind == "pre":
+            weight.grad.clamp_(-0.1, 0.1)
+
+    runs = []
+    for mechanisms in ((), [NEUTRAL]):
+        model, optimizer, _ = make(optimizer_name, mechanisms if when == "before" else ())
+        getattr(optimizer, f"register_step_{kind}_hook")(hook)
+        if when == "after" and mechanisms:
+            bouton.attach(model, optimizer, mechanisms, readout=())
+        for number in range(3):
+            step(model, optimizer, number)
+        runs.append((model, optimizer))
+    check_same(*runs[0], *runs[1])
+    for one, other in zip(found[:3], found[3:], strict=True):
+        assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
+
+
+@pytest.mark.parametrize("optimizer_name", ["momentum", "adamw"])
+def test_gradients_are_there_after_a_step(optimizer_name, parts):
+    model, optimizer, _ = make(optimizer_name, [NEUTRAL])
+    for number in range(3):
+        step(model, optimizer, number)
+        generator = torch.Generator().manual_seed(number)
+        for weight in model.parameters():
+            assert torch.equal(weight.grad, torch.randn(weight.shape, generator=generator))
+    assert parts
+
+
+def test_a_step_that_failed_leaves_no_gradient_to_the_next(parts):
+    model, optimizer, _ = make("adamw", [NEUTRAL])
+    step(model, optimizer, 0)
+    exponent = optimizer.state[model[1].weight].pop("exp_avg")
+    with pytest.raises(KeyError):
+        step(model, optimizer, 1)
+    optimizer.state[model[1].weight]["exp_avg"] = exponent
+    before = model[0].weight.detach().clone()
+    optimizer.zero_grad()
+    optimizer.step()
+    assert model[0].weight.grad is None and torch.equal(model[0].weight, before)
+    taken = len(parts)
+    step(model, optimizer, 2)
+    assert len(parts) == taken + 2
+
+
+@EVERY
+def test_a_model_of_large_weights_alone(optimizer_name):
+    runs = []
+    for mechanisms in ((), [NEUTRAL]):
+        torch.manual_seed(0)
+        model = nn.Linear(600, 500, bias=False)
+        optimizer = OPTIMIZERS[optimizer_name](model.parameters())
+        if mechanisms:
+            bouton.attach(model, optimizer, mechanisms, readout=())
+        for number in range(3):
+            step(model, optimizer, number)
+        runs.append((model, optimizer))
+    check_same(*runs[0], *runs[1])
