@@ -1,5 +1,7 @@
 """Weights that are stepped part by part against torch's own steps."""
 
+import weakref
+
 import pytest
 import torch
 from hypothesis import given
@@ -146,6 +148,36 @@ def test_gradients_are_there_after_a_step(optimizer_name, parts):
         for weight in model.parameters():
             assert torch.equal(weight.grad, torch.randn(weight.shape, generator=generator))
     assert parts
+
+
+@EVERY
+def test_closures_make_gradients_within_the_step(optimizer_name):
+    runs = []
+    for mechanisms in ((), [NEUTRAL]):
+        model, optimizer, _ = make(optimizer_name, mechanisms)
+        for number in range(3):
+
+            def closure(model=model, optimizer=optimizer, number=number):
+                optimizer.zero_grad()
+                generator = torch.Generator().manual_seed(number)
+                loss = model[0](torch.randn(2, 401, generator=generator)).square().mean()
+                loss = loss + model[1](torch.randn(2, 3, generator=generator)).square().mean()
+                loss.backward()
+                return loss
+
+            closure()  # so that there are gradients before the step, too
+            optimizer.step(closure)
+        runs.append((model, optimizer))
+    check_same(*runs[0], *runs[1])
+
+
+def test_no_gradient_is_kept():
+    model, optimizer, _ = make("adamw", [NEUTRAL])
+    step(model, optimizer, 0)
+    step(model, optimizer, 1)
+    gradient = weakref.ref(model[0].weight.grad)
+    optimizer.zero_grad()
+    assert gradient() is None
 
 
 def test_a_step_that_failed_leaves_no_gradient_to_the_next(parts):

@@ -123,10 +123,9 @@ class StepHook:
             if self._scalings:
                 with torch.no_grad(), mixing(*self._spread):
                     known = self._known if getattr(optimizer, "found_inf", None) is None else None
-                    closure, advance = _is_given_closure(*arguments), None
-                    alone = known and not closure and self._advance
-                    if alone and is_undisturbed(optimizer, self._before_step, self._after_step):
-                        advance = self._advance
+                    closure, advance = _is_given_closure(*arguments), self._advance
+                    if closure or not is_undisturbed(optimizer, self._before_step, self._after_step):
+                        advance = None
                     given = optimizer, known, advance, closure
                     self._before = take_snapshots(
                         [own.group for own in self._scalings if own.begin(*given)]

@@ -238,8 +238,6 @@ class Scaling:
     def _step_in_parts(self, optimizer: Optimizer, advance: Advance) -> None:
         """Step one piece of the weight after another, and scale what was added while it is in the cache."""
         weight, settings = self.group.weight, self._settings(optimizer)
-        for claim in self.claims:
-            claim.memory.settle()
         seen = [claim.blocks(weight.detach(), weight.grad, alone=False) for claim in self.claims]
         for view, parts in self._parts(seen):
             rate, now = self._product(parts), view(weight.detach())
