@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bouton.mechanism import Mechanism, register
+from bouton.passes.modulation import transforming
 from bouton.sites import Synapses
 from bouton.synapse import SynapseGroup
 from bouton.tensors.precision import wide
@@ -36,7 +37,13 @@ def pool_nodes(
         members = output.unflatten(axis, (-1, gamma))
         pooled: Tensor = members.sum(axis, keepdim=True).expand_as(members).flatten(axis - 1, axis)
         return pooled
-    return cast(Tensor, _Pool.apply(output, gamma, axis))  # type: ignore[no-untyped-call]
+    return _pool(output, gamma, axis)
+
+
+def _pool(output: Tensor, gamma: int, axis: int) -> Tensor:
+    # torch.func asks for another form of function, whose call takes three times as long
+    kind = _PoolUnderTransforms if transforming() else _Pool
+    return cast(Tensor, kind.apply(output, gamma, axis))  # type: ignore[no-untyped-call]
 
 
 def _pooled(output: Tensor, gamma: int, axis: int) -> Tensor:
@@ -62,7 +69,23 @@ class _Pool(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(output: Tensor, gamma: int, axis: int) -> Tensor:
+    def forward(ctx: Any, output: Tensor, gamma: int, axis: int) -> Tensor:
+        ctx.gamma, ctx.axis = gamma, axis
+        return _pooled(output, gamma, axis)
+
+    @staticmethod
+    def backward(ctx: Any, error: Tensor) -> tuple[Tensor, None, None]:
+        again = torch.is_grad_enabled() or transforming()
+        return (_pool if again else _pooled)(error, ctx.gamma, ctx.axis), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
+        return _pool(tangent, ctx.gamma, ctx.axis)
+
+
+class _PoolUnderTransforms(_Pool):
+    @staticmethod
+    def forward(output: Tensor, gamma: int, axis: int) -> Tensor:  # type: ignore[override]
         return _pooled(output, gamma, axis)
 
     @staticmethod
@@ -70,21 +93,10 @@ class _Pool(torch.autograd.Function):
         _, ctx.gamma, ctx.axis = inputs
 
     @staticmethod
-    def backward(ctx: Any, error: Tensor) -> tuple[Tensor, None, None]:
-        if not (torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()):
-            return _pooled(error, ctx.gamma, ctx.axis), None, None
-        return _Pool.apply(error, ctx.gamma, ctx.axis), None, None  # type: ignore[no-untyped-call]
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
-        return cast(Tensor, _Pool.apply(tangent, ctx.gamma, ctx.axis))  # type: ignore[no-untyped-call]
-
-    @staticmethod
     def vmap(
         info: Any, in_dims: tuple[int, None, None], output: Tensor, gamma: int, axis: int
     ) -> tuple[Tensor, int]:
-        pooled = _Pool.apply(output.movedim(in_dims[0], 0), gamma, axis)  # type: ignore[no-untyped-call]
-        return pooled, 0  # the axis counts from the end
+        return _pool(output.movedim(in_dims[0], 0), gamma, axis), 0  # the axis counts from the end
 
 
 @register(

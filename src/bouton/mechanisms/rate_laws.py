@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from bouton.mechanisms.sizes import mean_size, passing_sizes
+from bouton.mechanisms.sizes import mean_size, over_pieces, passing_abs, passing_sizes
 from bouton.sites import Deviation, RandomStream, Synapses
 from bouton.tensors.draws import normal, short_bits
 from bouton.tensors.scratch import scratch
@@ -198,11 +198,15 @@ def _prepared_to_count(synapses: Synapses, settings: Settings) -> dict[str, Tens
 
 
 def _count_active(synapses: Synapses, output: Tensor) -> None:
+    output = output.unsqueeze(0) if output.ndim == -synapses.axis else output  # nodes come first there
+    others = [axis for axis in range(-output.ndim, 0) if axis != synapses.axis]
+    for count in over_pieces(lambda part: _is_active(part).sum(others), output):
+        synapses.state["recent"].add_(count)
+
+
+def _is_active(output: Tensor) -> Tensor:
     # as numbers and not as a mask, over which sums are slow
-    active = output.abs().float().unsqueeze(0)  # an output may have the node axis alone
-    torch.gt(active, ACTIVE, out=active)
-    others = [axis for axis in range(-active.ndim, 0) if axis != synapses.axis]
-    synapses.state["recent"].add_(active.sum(others))
+    return passing_abs("size", output).gt_(ACTIVE)
 
 
 def _activity(synapses: Synapses) -> dict[str, Tensor]:

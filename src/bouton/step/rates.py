@@ -42,6 +42,8 @@ class Scaling:
         self._gradient: Tensor | None = None  # kept from the optimizer, for a step in parts
         self._place = (0, 0)  # of the weight among the optimizer's parameters
         self._surveyed: list[list[Synapses]] = []
+        alone = len(claims) == 1 and group.layout.blocks == 1
+        self._is_fixed = alone and claims[0].mechanism.fixed
         self._fixed: tuple[object, Deviation] | None = None  # of which states, and what
 
     def begin(
@@ -62,7 +64,7 @@ class Scaling:
             if seeded is not None:
                 optimizer.rates[group.weight] = seeded
                 return False
-        if advance is not None and self._is_to_be_parted(optimizer, advance):
+        if advance is not None and self._can_be_parted and self._is_to_be_parted(optimizer, advance):
             self._gradient, group.weight.grad = group.weight.grad, None  # so that the optimizer skips it
             return False
         if known is None or not self._can_be_told or not is_precise(group.weight):
@@ -71,7 +73,7 @@ class Scaling:
             return True  # they have yet to see what is surveyed
         if not known.is_told(self._settings(optimizer)):
             return True
-        if self._fixed_deviation() is None:
+        if not self._is_fixed:
             weight, beside = group.effective(), group.beside()
             self._surveyed = [claim.surveyed(weight, beside) for claim in self.claims]
         return False
@@ -96,11 +98,10 @@ class Scaling:
             self._step_in_parts(optimizer, advance)
         elif known is not None:
             self.claims[0].refuse_sparse(weight.grad)
-            fixed = self._fixed_deviation()
-            if fixed is None:
+            if not self._is_fixed:
                 self._rescale(optimizer, known)
             elif weight.grad is not None:
-                self._rescale_fixed(optimizer, known, fixed)
+                self._rescale_fixed(optimizer, known, self._fixed_deviation())
 
     def forget(self, optimizer: Optimizer) -> None:
         """Take back what a step that failed has left with the optimizer."""
@@ -110,7 +111,7 @@ class Scaling:
 
     def _is_to_be_parted(self, optimizer: Optimizer, advance: Advance) -> bool:
         weight = self.group.weight
-        if not self._can_be_parted or not weight.is_cpu or weight.grad is None:
+        if not weight.is_cpu or weight.grad is None:
             return False
         if weight.grad.layout != torch.strided or not is_precise(weight):
             return False
@@ -142,10 +143,8 @@ class Scaling:
             "attach again with the optimizer that steps it"
         )
 
-    def _fixed_deviation(self) -> Deviation | None:
+    def _fixed_deviation(self) -> Deviation:
         """The deviation of rates that never change, for the whole weight."""
-        if len(self.claims) > 1 or not self.claims[0].mechanism.fixed or self.group.layout.blocks > 1:
-            return None
         claim, weight = self.claims[0], self.group.weight
         states = claim.memory.states  # another list once a state was loaded
         if (
