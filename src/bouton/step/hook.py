@@ -47,7 +47,10 @@ class StepHook:
         self._sources = sources or {}  # the tensors whose gradients autograd makes, where not the weights
         self._rates = claims_at(claims, "rate")
         self._gradient_rates = claims_at(claims, "rate", scope="gradient")
-        self._structures = claims_at(claims, "structure")
+        self._structures = {
+            group: sorted(own, key=lambda claim: claim.mechanism.last)
+            for group, own in claims_at(claims, "structure").items()
+        }
         self._weights = dict.fromkeys([*self._rates, *self._gradient_rates, *self._structures])
         self._spread = [group.weight for group in self._rates if is_spread(group.weight)]
         self._scalings = [Scaling(group, own) for group, own in self._rates.items()]
@@ -93,7 +96,7 @@ class StepHook:
             raise ValueError("no structure mechanism is attached; add one, such as SpineRemodeling()")
         for group, claims in self._structures.items():
             _check_same_weight(group)
-            for claim in _in_order(claims):
+            for claim in claims:
                 self._rewire(group, claim)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -159,7 +162,7 @@ class StepHook:
                     before = self._before.pop(own.group, None)
                     own.end(optimizer, self._known, self._advance, before, skipped)
         for group, claims in self._structures.items():
-            for claim in _in_order(claims):
+            for claim in claims:
                 if claim.memory.step % claim.mechanism.every == 0 and group.weight.grad is not None:
                     self._rewire(group, claim)
 
@@ -223,7 +226,3 @@ def _check_same_weight(group: SynapseGroup) -> None:
 
 def _is_given_closure(positional: tuple[Any, ...], named: dict[str, Any]) -> bool:
     return any(callable(argument) for argument in [*positional[1:], *named.values()])
-
-
-def _in_order(claims: list[Claim]) -> list[Claim]:
-    return sorted(claims, key=lambda claim: claim.mechanism.last)
