@@ -41,7 +41,11 @@ def main() -> None:
     setting = Setting(threads=asked.threads, effort=effort, command=command)
     for name in asked.workloads:
         with LiveProgress(console, len(ARMS) + len(older)) as progress:
-            records.append(measure(named(name), ARMS, setting, older=older, progress=progress))
+            records.append(
+                measure(
+                    named(name), ARMS, setting, other=older, other_name="older package", progress=progress
+                )
+            )
         print_table(console, make_table(records[-1]))
         write_records(asked.out, records)
 

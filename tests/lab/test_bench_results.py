@@ -159,7 +159,7 @@ def test_what_cannot_be_attached_is_recorded_with_the_reason():
     assert "MultiSynapse" in found.measured.failed and found.measured.ratio is None and found.met is None
 
 
-def test_the_older_package_may_fail_in_its_own_way():
+def test_what_is_measured_beside_may_fail_in_its_own_way():
     def converting(training):
         raise IndexError("of older code")
 
@@ -167,9 +167,9 @@ def test_the_older_package_may_fail_in_its_own_way():
         training.between = lambda: None
         return 7
 
-    assert measured(older={"arm": converting}).older.failed == "IndexError: of older code"
-    assert measured(older={"arm": quick}).older.weights == 7
-    assert measured(older={"another arm": quick}).older is None
+    assert measured(other={"arm": converting}).other.failed == "IndexError: of older code"
+    assert measured(other={"arm": quick}).other.weights == 7
+    assert measured(other={"another arm": quick}).other is None
 
 
 def test_the_first_of_each_two_copies_is_the_plain_one(monkeypatch):
@@ -196,7 +196,7 @@ def test_the_first_of_each_two_copies_is_the_plain_one(monkeypatch):
 
     monkeypatch.setattr("bouton.lab.bench.measurement.time_pairs", looking)
     monkeypatch.setattr(Workload, "start", numbered)
-    assert measured(older={"arm": equip}).older.failed is None
+    assert measured(other={"arm": equip}).other.failed is None
     assert order[4:] == [(False, True, "plain"), (False, True, "attached")] * 2
 
 
@@ -235,7 +235,7 @@ def test_a_budget_is_met_by_a_median_at_or_below_it(median, budget, met, cell):
 
 def test_a_record_comes_back_from_its_file(tmp_path):
     failing = dataclasses.replace(
-        row("fails"), measured=Measured(failed="ValueError: no"), older=Measured()
+        row("fails"), measured=Measured(failed="ValueError: no"), other=Measured()
     )
     records = [record(row(ratio=Estimate(median=1.1, low=1.0, high=1.2)), failing), record()]
     write_records(tmp_path / "new" / "result.json", records)
@@ -248,9 +248,10 @@ def test_a_record_comes_back_from_its_file(tmp_path):
 
 def test_the_table_shows_ratio_interval_memory_and_failures():
     older = row(ratio=Estimate(median=3.5, low=3.4, high=3.61234))
-    one = row(ratio=Estimate(median=1.1, low=1.0, high=1.2), older=older.measured, budget=1.15)
+    one = row(ratio=Estimate(median=1.1, low=1.0, high=1.2), other=older.measured, budget=1.15)
     failing = dataclasses.replace(row("bad arm"), measured=Measured(failed="ValueError: a\nb"))
-    table = make_table(record(one, failing))
+    table = make_table(record(one, failing, other="older package"))
+    assert table.headers[-1] == "older package"
     cells = ("some arm", "1.100 [1.000, 1.200]", "1.15, met", "4.0", "8.0", "3.500 [3.400, 3.612]")
     assert table.rows == (cells, ("bad arm", "fails", "-", "-", "-", "-"))
     text = markdown(table)

@@ -86,7 +86,8 @@ def measure(
     arms: Sequence[BenchArm],
     setting: Setting,
     *,
-    older: Mapping[str, Equip] | None = None,
+    other: Mapping[str, Equip] | None = None,
+    other_name: str = "",
     progress: Progress | None = None,
 ) -> Record:
     """Measures arms on a workload. What cannot be attached is recorded with the reason.
@@ -95,7 +96,8 @@ def measure(
         workload: what to train.
         arms: what to attach.
         setting: device, threads and so on.
-        older: for an arm's name the same in another package, measured in the same way.
+        other: for an arm's name what else is measured in the same way, such as the same in another package.
+        other_name: what that is, for tables.
         progress: told about each measurement.
     """
     progress, rows = progress or Silent(), []
@@ -109,11 +111,11 @@ def measure(
             measured = bench.measure(parts, ValueError)
             progress.end(arm.name, measured)
             beside = None
-            if older and arm.name in older:
-                what = f"{arm.name}, older package"
+            if other and arm.name in other:
+                what = f"{arm.name}, {other_name}"
                 progress.start(what)
                 whole = Part(name="all steps", mechanisms=(), weight=1.0)
-                beside = bench.measure([(whole, older[arm.name])], Exception)
+                beside = bench.measure([(whole, other[arm.name])], Exception)
                 progress.end(what, beside)
             rows.append(
                 ArmRecord(
@@ -121,7 +123,7 @@ def measure(
                     mechanisms=tuple(mechanism.to_dict() for mechanism in arm.mechanisms),
                     budget=arm.budget(workload, setting.device),
                     measured=measured,
-                    older=beside,
+                    other=beside,
                 )
             )
     return Record(
@@ -135,6 +137,7 @@ def measure(
         precision=setting.effort.precision,
         command=setting.command,
         machine=machine(setting.device),
+        other=other_name,
         arms=tuple(rows),
     )
 

@@ -68,14 +68,14 @@ class ArmRecord:
         mechanisms: their dictionaries.
         budget: the largest ratio that is meant to be, if any.
         measured: what they cost.
-        older: what the same costs in the older package, where it was measured.
+        other: what costs something else that it is compared with, where that was measured.
     """
 
     name: str
     mechanisms: tuple[dict[str, Any], ...]
     budget: float | None = None
     measured: Measured
-    older: Measured | None = None
+    other: Measured | None = None
 
     @property
     def met(self) -> bool | None:
@@ -100,6 +100,7 @@ class Record:
         precision: the width of the interval at which it stopped before.
         command: that measured it.
         machine: what it ran on, and versions.
+        other: what each row is compared with, if with anything.
         arms: the rows.
     """
 
@@ -113,6 +114,7 @@ class Record:
     precision: float
     command: str
     machine: dict[str, str | int] = field(default_factory=dict)
+    other: str = ""
     arms: tuple[ArmRecord, ...] = ()
 
     @property

@@ -8,7 +8,7 @@ from bouton.lab.bench.estimate import CONFIDENCE, Estimate
 from bouton.lab.bench.record import ArmRecord, Measured, Record
 
 MISSING = "-"
-HEADERS = ("mechanism", "step time", "budget", "state", "peak", "older package")
+HEADERS = ("mechanism", "step time", "budget", "state", "peak")
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,9 @@ class Table:
 def make_table(record: Record) -> Table:
     """Writes a record as texts. A column in which nothing stands is left out."""
     rows = [_row(arm) for arm in record.arms]
-    kept = [n for n in range(len(HEADERS)) if n < 2 or any(row[n] != MISSING for row in rows)]
-    headers = tuple(HEADERS[n] for n in kept)
+    titles = (*HEADERS, record.other)
+    kept = [n for n in range(len(titles)) if n < 2 or any(row[n] != MISSING for row in rows)]
+    headers = tuple(titles[n] for n in kept)
     return Table(
         title=(
             f"{record.summary}, {record.parameters:,} parameters: {record.plain_ms:.3g} ms for a plain step"
@@ -58,7 +59,7 @@ def _row(arm: ArmRecord) -> tuple[str, ...]:
         budget,
         MISSING if measured.state is None else _bytes(measured.state),
         MISSING if measured.peak is None else _bytes(measured.peak),
-        MISSING if arm.older is None else ratio_text(arm.older),
+        MISSING if arm.other is None else ratio_text(arm.other),
     )
 
 
@@ -84,7 +85,7 @@ def _bytes(number: float) -> str:
 def _failed(record: Record) -> list[tuple[str, str]]:
     found = []
     for arm in record.arms:
-        for name, measured in ((arm.name, arm.measured), (f"{arm.name}, older package", arm.older)):
+        for name, measured in ((arm.name, arm.measured), (f"{arm.name}, {record.other}", arm.other)):
             if measured is not None and measured.failed is not None:
                 found.append((name, measured.failed))
     return found
