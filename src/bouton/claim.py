@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -125,10 +125,11 @@ class Claim:
         return self.layout.join(rates)
 
     def surveyed(self, weight: Tensor, companions: Sequence[Tensor]) -> list[Synapses]:
-        """Let a blind rate rule see the weight before a step."""
+        """What the rule is to see in a step that comes, with what it finds on the weight before."""
         self.memory.settle()
         blocks = self.blocks(weight, None, companions, alone=False)
-        return [replace(synapses, survey=self.mechanism.survey(synapses)) for synapses in blocks]
+        step = self.memory.step + 1  # counted by then
+        return [synapses.but(survey=self.mechanism.survey(synapses), step=step) for synapses in blocks]
 
     def factor(self, synapses: Synapses) -> Tensor:
         """The factor of a rate rule, which broadcasts to the shape of ``synapses.weight``."""

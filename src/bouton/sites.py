@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -85,6 +84,12 @@ class Synapses:
         """Number of synapses of one node."""
         return self.weight.shape[1:].numel() if len(self.weight) else 0
 
+    def but(self, **changes: Any) -> Synapses:
+        """A copy with some attributes changed; ``dataclasses.replace`` takes six times as long."""
+        copy = object.__new__(Synapses)
+        copy.__dict__.update(self.__dict__, **changes)
+        return copy
+
     def rows(self, first: int, end: int) -> Synapses:
         """The synapses of some of the nodes, which draw what they draw as a part of the whole."""
         nodes = len(self.weight)
@@ -92,8 +97,7 @@ class Synapses:
         def part(tensor: Tensor) -> Tensor:
             return tensor[first:end] if tensor.ndim and len(tensor) == nodes else tensor
 
-        return dataclasses.replace(
-            self,
+        return self.but(
             weight=self.weight[first:end],
             gradient=None if self.gradient is None else self.gradient[first:end],
             state={name: part(tensor) for name, tensor in self.state.items()},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 from bouton.claim import Claim
 from bouton.sites import Synapses
@@ -18,7 +17,7 @@ def pieces(claims: Sequence[Claim], own: Sequence[Synapses]) -> Iterator[tuple[s
         yield slice(None), own
         return
     own = [
-        replace(synapses, survey=claim.mechanism.surveyed(synapses))
+        synapses.but(survey=claim.mechanism.surveyed(synapses))
         for synapses, claim in zip(own, claims, strict=True)
     ]
     counts = [synapses.stream.count for synapses in own]

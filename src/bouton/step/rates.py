@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from functools import reduce
 
 import torch
@@ -170,22 +169,19 @@ class Scaling:
             _rescale(synapses[rows], update, Deviation(own, fixed.scale))
 
     def _rescale(self, optimizer: Optimizer, known: KnownUpdate) -> None:
-        weight, settings, seen = self.group.weight, self._settings(optimizer), []
-        for own, claim in zip(self._surveyed, self.claims, strict=True):
-            # the step is counted since
-            seen.append([replace(synapses, step=claim.memory.step) for synapses in own])
-        self._surveyed = []
+        weight, settings = self.group.weight, self._settings(optimizer)
+        seen, self._surveyed = self._surveyed, []
         for view, parts in self._parts(seen):
             now, gradient = view(weight.detach()), weight.grad
             if gradient is None:  # time goes by, and nothing was added
-                self._deviation([replace(part, weight=now) for part in parts])
+                self._deviation([part.but(weight=now) for part in parts])
                 continue
             update = known.last(optimizer, settings, weight, view)
             if not self._blind:
                 kept = scratch("before", now)
                 before = torch.add(now, update.direction, alpha=-update.size, out=kept)
                 pulls = view(gradient.detach())
-                parts = [replace(part, weight=before, gradient=pulls) for part in parts]
+                parts = [part.but(weight=before, gradient=pulls) for part in parts]
             _rescale(now, update, self._deviation(parts))
 
     def _deviation(self, parts: Sequence[Synapses]) -> Deviation:
