@@ -199,7 +199,7 @@ class Scaling:
         """The product of all rates, which may be in memory that is used again, or a mechanism's own."""
         factors, deviations = [], []
         for claim, part in zip(self.claims, parts, strict=True):
-            known = claim.mechanism.deviation(part) if len(parts) > 1 else None
+            known = claim.mechanism.deviation(part)
             if known is None:
                 factors.append(claim.factor(part))
             else:
