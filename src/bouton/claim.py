@@ -129,7 +129,8 @@ class Claim:
         self.memory.settle()
         blocks = self.blocks(weight, None, companions, alone=False)
         step = self.memory.step + 1  # counted by then
-        return [synapses.but(survey=self.mechanism.survey(synapses), step=step) for synapses in blocks]
+        blocks = [synapses.but(step=step) for synapses in blocks]
+        return [synapses.but(survey=self.mechanism.survey(synapses)) for synapses in blocks]
 
     def factor(self, synapses: Synapses) -> Tensor:
         """The factor of a rate rule, which broadcasts to the shape of ``synapses.weight``."""

@@ -9,6 +9,7 @@ from hypothesis import strategies as some
 from torch import nn
 
 import bouton
+import bouton.fused
 from bouton.step import advance, rates
 from bouton.tensors import scratch
 
@@ -189,7 +190,8 @@ def test_a_step_that_failed_leaves_no_gradient_to_the_next(parts):
     optimizer.state[model[1].weight]["exp_avg"] = exponent
     before = model[0].weight.detach().clone()
     optimizer.zero_grad()
-    optimizer.step()
+    with pytest.warns(UserWarning, match="its gradient is lost"):
+        optimizer.step()
     assert model[0].weight.grad is None and torch.equal(model[0].weight, before)
     taken = len(parts)
     step(model, optimizer, 2)
@@ -209,3 +211,103 @@ def test_a_model_of_large_weights_alone(optimizer_name):
             step(model, optimizer, number)
         runs.append((model, optimizer))
     check_same(*runs[0], *runs[1])
+
+
+def grads(model):
+    return [weight.grad for weight in model.parameters()]
+
+
+class Failing(bouton.Mechanism):
+    site = "rate"
+    rowwise = True
+    fails = False
+
+    def rule(self, synapses):
+        if type(self).fails:
+            raise RuntimeError("no rate")
+        return torch.ones_like(synapses.weight)
+
+
+@pytest.fixture
+def two_large():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(600, 500, bias=False), nn.Linear(500, 600, bias=False))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    return model, optimizer
+
+
+def test_a_rule_that_fails_loses_no_gradient(two_large, monkeypatch, parts):
+    model, optimizer = two_large
+    bouton.attach(model, optimizer, [Failing()], readout=())
+    step(model, optimizer, 0)
+    assert len(parts) == 4
+    monkeypatch.setattr(Failing, "fails", True)
+    with pytest.raises(RuntimeError, match="no rate"):
+        step(model, optimizer, 1)
+    assert None not in grads(model)
+    monkeypatch.setattr(Failing, "fails", False)
+    optimizer.step()
+    assert None not in grads(model)
+
+
+def test_a_step_that_cannot_begin_loses_no_gradient(two_large):
+    model, optimizer = two_large
+    bouton.attach(model, optimizer, [NEUTRAL], readout=())
+    optimizer.param_groups[0]["params"].pop()
+    with pytest.raises(ValueError, match="no longer among the optimizer's parameters"):
+        step(model, optimizer, 0)
+    assert None not in grads(model)
+
+
+def test_a_pause_within_a_step_comes_after_it(two_large):
+    model, optimizer = two_large
+    handle = bouton.attach(model, optimizer, [NEUTRAL], readout=())
+    pauses, before = [], model[0].weight.detach().clone()
+    change = optimizer._init_group
+
+    def pausing(*arguments):
+        pauses.append(handle.paused())
+        pauses[-1].__enter__()
+        return change(*arguments)
+
+    optimizer._init_group = pausing
+    step(model, optimizer, 0)
+    assert pauses and None not in grads(model)
+    assert not torch.equal(model[0].weight, before)
+
+
+class Clipping(bouton.fused.AdamW):
+    def step(self, closure=None):
+        nn.utils.clip_grad_norm_([weight for group in self.param_groups for weight in group["params"]], 0.1)
+        return super().step(closure)
+
+
+def test_subclasses_of_fused_optimizers_find_every_gradient():
+    runs = []
+    for mechanisms in ((), [NEUTRAL]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(600, 500, bias=False), nn.Linear(3, 2))
+        optimizer = Clipping(model.parameters(), lr=0.1)
+        if mechanisms:
+            bouton.attach(model, optimizer, mechanisms, readout=())
+        for number in range(3):
+            step(model, optimizer, number)
+        runs.append((model, optimizer))
+    check_same(*runs[0], *runs[1])
+
+
+@pytest.mark.filterwarnings("ignore:optimizer contains a parameter group with duplicate parameters")
+@pytest.mark.parametrize("shape", [(600, 500), (6, 5)])
+def test_a_weight_that_is_listed_twice_is_stepped_twice(shape):
+    torch.manual_seed(0)
+    plain, model = nn.Linear(*shape, bias=False), nn.Linear(*shape, bias=False)
+    model.load_state_dict(plain.state_dict())
+    before = model.weight.detach().clone()
+    optimizers = [torch.optim.SGD([m.weight, m.weight], lr=0.1, momentum=0.9) for m in (plain, model)]
+    handle = bouton.attach(model, optimizers[1], [bouton.PlasticityDiversity(nu=0.5)], readout=())
+    step(plain, optimizers[0], 0)
+    step(model, optimizers[1], 0)
+    (claim,) = handle.state_dict()["claims"].values()
+    rate = 1 + 0.5 * claim["tensors"][0]["deviation"].float()
+    expected = before + rate * (plain.weight - before)
+    torch.testing.assert_close(model.weight.detach(), expected.detach(), rtol=1e-5, atol=1e-7)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
-from bouton.step.updates import Settings, View, is_plain
+from bouton.step.updates import Settings, View, is_plain, torch_kind
 
 
 class Advance(NamedTuple):
@@ -27,8 +27,7 @@ class Advance(NamedTuple):
 
 def known_advance(optimizer: Optimizer | None) -> Advance | None:
     """How an optimizer steps a part of a weight; None where that is not known, as for any subclass."""
-    kind: type[Any] = getattr(optimizer, "torch_optimizer", type(optimizer))
-    return _KNOWN.get(kind)
+    return _KNOWN.get(torch_kind(optimizer))
 
 
 def is_undisturbed(optimizer: Optimizer, before: Callable[..., None], after: Callable[..., None]) -> bool:

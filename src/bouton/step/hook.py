@@ -61,7 +61,7 @@ class StepHook:
             if optimizer and any(claim.mechanism.reset_moments for claim in own)
         }
         self._depth = 0  # of step within step
-        self._rehearsed = False  # the step that is under way is none
+        self._acts = False  # on the step that is under way
         self._before: dict[SynapseGroup, Snapshot] = {}  # before the step that is under way
         self._handles: list[RemovableHandle] = []
         self._hook()
@@ -106,10 +106,6 @@ class StepHook:
         self.__dict__.update(state)
         self._hook()
 
-    @property
-    def _acts(self) -> bool:
-        return self._switch.on and not self._rehearsed
-
     def _before_step(self, optimizer: Optimizer, *arguments: Any) -> None:
         # torch hooks the step of every class: where a subclass calls super().step(), hooks run twice.
         # A depth left over from a step that raised is told from that by a look at the stack.
@@ -117,7 +113,7 @@ class StepHook:
             self._depth += 1
             return
         self._depth = 1
-        self._rehearsed = is_rehearsal()
+        self._acts = self._switch.on and not is_rehearsal()
         for own in self._scalings:
             own.forget(optimizer)
         if self._acts:
@@ -125,14 +121,21 @@ class StepHook:
                 _check_same_weight(group)
             if self._scalings:
                 with torch.no_grad(), mixing(*self._spread):
-                    known = self._known if getattr(optimizer, "found_inf", None) is None else None
-                    closure, advance = _is_given_closure(*arguments), self._advance
-                    if closure or not is_undisturbed(optimizer, self._before_step, self._after_step):
-                        advance = None
-                    given = optimizer, known, advance, closure
-                    self._before = take_snapshots(
-                        [own.group for own in self._scalings if own.begin(*given)]
-                    )
+                    self._begin(optimizer, _is_given_closure(*arguments))
+
+    def _begin(self, optimizer: Optimizer, closure: bool) -> None:
+        known, advance = self._known, self._advance
+        if getattr(optimizer, "found_inf", None) is not None:
+            known = advance = None
+        if closure or not is_undisturbed(optimizer, self._before_step, self._after_step):
+            advance = None
+        try:
+            given = optimizer, known, advance, closure
+            self._before = take_snapshots([own.group for own in self._scalings if own.begin(*given)])
+        except BaseException:
+            for own in self._scalings:
+                own.give_back()
+            raise
 
     def _after_step(self, optimizer: Optimizer, *arguments: Any) -> None:
         self._depth -= 1
@@ -158,6 +161,8 @@ class StepHook:
     def _act(self, optimizer: Optimizer, skipped: Tensor | None) -> None:
         if self._scalings:
             with torch.no_grad(), mixing(*self._spread):
+                for own in self._scalings:
+                    own.give_back()  # of all before any rule is asked, which may fail
                 for own in self._scalings:
                     before = self._before.pop(own.group, None)
                     own.end(optimizer, self._known, self._advance, before, skipped)

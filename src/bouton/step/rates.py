@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from functools import reduce
 
@@ -19,8 +20,14 @@ from bouton.step.snapshot import Snapshot
 from bouton.step.updates import KnownUpdate, Settings, Update, View
 from bouton.synapse import SynapseGroup
 from bouton.tensors.precision import is_precise, wide
+from bouton.tensors.processes import process_count
 from bouton.tensors.scratch import PIECE, row_pieces, scratch
 from bouton.tensors.shards import is_spread, local, spread
+
+_LOST = (
+    "the last step failed while {0} was kept from the optimizer, and its gradient is lost; call "
+    "zero_grad() and backward() again before the next step"
+)
 
 
 class Scaling:
@@ -38,8 +45,10 @@ class Scaling:
         self._can_be_told = self._in_place and (self._blind or (own and modest and large))
         rowwise = all(claim.mechanism.rowwise for claim in claims)
         self._can_be_parted = self._in_place and own and rowwise and large
-        self._gradient: Tensor | None = None  # kept from the optimizer, for a step in parts
-        self._place = (0, 0)  # of the weight among the optimizer's parameters
+        self._withheld: Tensor | None = None  # the gradient, within a step that is made in parts
+        self._in_parts = False  # the step that is under way
+        self._place: tuple[int, int] | None = None  # of the weight among the optimizer's parameters
+        self._is_listed_once = True
         self._surveyed: list[list[Synapses]] = []
         alone = len(claims) == 1 and group.layout.blocks == 1
         self._is_fixed = alone and claims[0].mechanism.fixed
@@ -64,13 +73,13 @@ class Scaling:
                 optimizer.rates[group.weight] = seeded
                 return False
         if advance is not None and self._can_be_parted and self._is_to_be_parted(optimizer, advance):
-            self._gradient, group.weight.grad = group.weight.grad, None  # so that the optimizer skips it
+            self._withheld, group.weight.grad = group.weight.grad, None  # so that the optimizer skips it
             return False
         if known is None or not self._can_be_told or not is_precise(group.weight):
             return True
         if closure and any([claim.mechanism.observes for claim in self.claims]):
             return True  # they have yet to see what is surveyed
-        if not known.is_told(self._settings(optimizer)):
+        if not known.is_told(self._settings(optimizer)) or not self._is_listed_once:
             return True
         if not self._is_fixed:
             weight, beside = group.effective(), group.beside()
@@ -92,8 +101,8 @@ class Scaling:
             return
         if before is not None:
             self._scale(before, skipped)
-        elif advance is not None and self._gradient is not None:
-            weight.grad, self._gradient = self._gradient, None
+        elif advance is not None and self._in_parts:
+            self._in_parts = False
             self._step_in_parts(optimizer, advance)
         elif known is not None:
             self.claims[0].refuse_sparse(weight.grad)
@@ -104,17 +113,27 @@ class Scaling:
 
     def forget(self, optimizer: Optimizer) -> None:
         """Take back what a step that failed has left with the optimizer."""
-        self._gradient = None
+        if self._withheld is not None and self.group.weight.grad is None:
+            warnings.warn(_LOST.format(self.group.name), stacklevel=5)
+        self._withheld, self._in_parts = None, False
         if isinstance(optimizer, Fused):
             optimizer.rates.pop(self.group.weight, None)
 
+    def give_back(self) -> None:
+        """Give the weight back the gradient that was withheld from the optimizer."""
+        if self._withheld is not None:
+            self.group.weight.grad, self._withheld, self._in_parts = self._withheld, None, True
+
     def _is_to_be_parted(self, optimizer: Optimizer, advance: Advance) -> bool:
         weight = self.group.weight
-        if not weight.is_cpu or weight.grad is None:
+        if weight.grad is None or weight.grad.layout != torch.strided or not is_precise(weight):
             return False
-        if weight.grad.layout != torch.strided or not is_precise(weight):
-            return False
-        return advance.is_ready(optimizer, self._settings(optimizer), weight)
+        if process_count() > 1 and any([claim.mechanism.observes for claim in self.claims]):
+            return False  # processes meet for a survey, and must meet in one order
+        settings = self._settings(optimizer)
+        if not self._is_listed_once or not all([other.is_cpu for other in settings["params"]]):
+            return False  # without it, torch may step the others in another way
+        return advance.is_ready(optimizer, settings, weight)
 
     def _seeded(self) -> SeededRates | None:
         """Rates that a fused optimizer makes itself."""
@@ -125,18 +144,19 @@ class Scaling:
 
     def _settings(self, optimizer: Optimizer) -> Settings:
         """The weight's parameter group."""
-        group, place = self._place
-        try:
-            settings: Settings = optimizer.param_groups[group]
-            if settings["params"][place] is self.group.weight:
-                return settings
-        except IndexError:
-            pass
-        for group, settings in enumerate(optimizer.param_groups):
-            for place, weight in enumerate(settings["params"]):
-                if weight is self.group.weight:
-                    self._place = (group, place)
+        if self._place is not None:
+            group, place = self._place
+            try:
+                settings: Settings = optimizer.param_groups[group]
+                if settings["params"][place] is self.group.weight:
                     return settings
+            except IndexError:
+                pass
+        for group, settings in enumerate(optimizer.param_groups):
+            places = [n for n, weight in enumerate(settings["params"]) if weight is self.group.weight]
+            if places:
+                self._place, self._is_listed_once = (group, places[0]), len(places) == 1
+                return settings
         raise ValueError(
             f"{self.group.name} is no longer among the optimizer's parameters; detach the handle, and "
             "attach again with the optimizer that steps it"

@@ -39,9 +39,16 @@ def known_update(optimizer: Optimizer | None) -> KnownUpdate | None:
 
     SGD, Adam and AdamW are known. Subclasses of them are not, whose steps may do more.
     """
-    # those of bouton.fused are torch's but for weights that they scale themselves
-    kind: type[Any] = getattr(optimizer, "torch_optimizer", type(optimizer))
-    return _KNOWN.get(kind)
+    return _KNOWN.get(torch_kind(optimizer))
+
+
+def torch_kind(optimizer: Optimizer | None) -> type[Any]:
+    """The class whose step an optimizer makes: its own, or for those of bouton.fused torch's.
+
+    These are torch's but for weights that they scale themselves. Subclasses of them may do more.
+    """
+    kind: type[Any] = type(optimizer)
+    return vars(kind).get("torch_optimizer", kind)  # type: ignore[no-any-return]
 
 
 def is_plain(settings: Settings) -> bool:
