@@ -115,6 +115,7 @@ class DalePrinciple(Mechanism):
 
     site = "structure"
     in_parts = True
+    rowwise = True
     last = True  # so that what other mechanisms wrote obeys, too
 
     def __post_init__(self) -> None:
