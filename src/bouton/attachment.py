@@ -11,15 +11,15 @@ from torch import nn
 from torch.optim import Optimizer
 
 from bouton.claim import Claim, claims_at
+from bouton.compiled import tell_switched
 from bouton.mechanism import Mechanism
-from bouton.passes.compiled import tell_switched
+from bouton.optimizer_hook import OptimizerHook
 from bouton.passes.layer import MARK, Mark, clear_layer, hook_layers, mark_layers
 from bouton.plan import FROZEN, Decision, make_plan
 from bouton.report import Report, make_report
 from bouton.state.checkpoint import CheckpointHook, State
 from bouton.stats import stats_of
 from bouton.step.hook import StepHook, check_free
-from bouton.step.optimizer_hook import OptimizerHook
 from bouton.switch import Switch
 from bouton.synapse import find_groups
 from bouton.tensors.shards import refuse_flat, reshard, unsharded_parameters

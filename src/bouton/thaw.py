@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from bouton.optimizer_hook import OptimizerHook
 from bouton.passes.layer import MARK
-from bouton.step.optimizer_hook import OptimizerHook
 from bouton.synapse import SynapseGroup
 
 

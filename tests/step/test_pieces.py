@@ -7,7 +7,7 @@ from torch import nn
 
 import bouton
 from bouton.mechanisms import sizes
-from bouton.step import rates
+from bouton.step import product, rates
 from bouton.tensors import draws, scratch
 
 SITES = {name: example for name, example in EXAMPLES.items() if example.site in ("rate", "structure")}
@@ -36,7 +36,7 @@ class Net(nn.Module):
 
 def trained(mechanisms, optimizer, piece=None, last=False):
     with pytest.MonkeyPatch.context() as patch:
-        for module in (scratch, rates, draws, sizes) if piece else ():
+        for module in (scratch, rates, product, draws, sizes) if piece else ():
             patch.setattr(module, "PIECE", piece)
         torch.manual_seed(0)
         model = Net().double()

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from bouton.compiled import keep_out_of_graphs
 from bouton.fused.rates import SeededRates
-from bouton.passes.compiled import keep_out_of_graphs
 from bouton.tensors.shards import local
 
 _DEVICES = {"cuda"}

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from bouton.claim import Claim
-from bouton.passes.compiled import keep_out_of_graphs
+from bouton.compiled import keep_out_of_graphs
 from bouton.passes.feedback import Gate
 
 _IN_NO_GRAPH = (

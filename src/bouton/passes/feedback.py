@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from bouton.claim import Claim
+from bouton.compiled import Unscripted, forward_only
 from bouton.passage import Passage, linear_map
-from bouton.passes.compiled import Unscripted, forward_only
 from bouton.passes.feedback_graph import SendInGraph
 from bouton.passes.modulation import refuse_forward_mode, transforming
 from bouton.stored import read_weight

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bouton.claim import Claim, Claims, claims_at
-from bouton.passes.compiled import Unscripted, forward_only, tell_hooked, tell_plain
+from bouton.compiled import Unscripted, forward_only, tell_hooked, tell_plain
 from bouton.passes.direct import gate_for
 from bouton.passes.feedback import Gate, Pass
 from bouton.passes.modulation import awaits_error, modulate, transforming

@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from bouton.claim import Claims
 from bouton.mechanism import Mechanism
-from bouton.step.optimizer_hook import OptimizerHook
+from bouton.optimizer_hook import OptimizerHook
 
 KEY = "bouton"  # under which mechanism state stands in an optimizer's state dict
 _FRESH = (

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from bouton.claim import Claim, Claims, claims_at
-from bouton.passes.compiled import keep_out_of_graphs
+from bouton.compiled import keep_out_of_graphs
 from bouton.state.skipped import Verdict
 from bouton.step.advance import is_undisturbed, known_advance
 from bouton.step.callers import is_rehearsal, is_within_step

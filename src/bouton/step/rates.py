@@ -16,10 +16,11 @@ from bouton.fused.stepping import Fused
 from bouton.sites import Deviation, Synapses
 from bouton.step.advance import Advance
 from bouton.step.pieces import pieces
+from bouton.step.product import deviation_of, product_of, rescale
 from bouton.step.snapshot import Snapshot
-from bouton.step.updates import KnownUpdate, Settings, Update, View
+from bouton.step.updates import KnownUpdate, Settings, View
 from bouton.synapse import SynapseGroup
-from bouton.tensors.precision import is_precise, wide
+from bouton.tensors.precision import is_precise
 from bouton.tensors.processes import process_count
 from bouton.tensors.scratch import PIECE, row_pieces, scratch
 from bouton.tensors.shards import is_spread, local, spread
@@ -181,12 +182,12 @@ class Scaling:
         weight, nodes, settings = self.group.weight, self.group.layout.nodes, self._settings(optimizer)
         synapses, values = nodes(weight.detach()), fixed.values
         if synapses.numel() <= PIECE:
-            _rescale(synapses, known.last(optimizer, settings, weight, nodes), fixed)
+            rescale(synapses, known.last(optimizer, settings, weight, nodes), fixed)
             return
         for rows in row_pieces(synapses):
             update = known.last(optimizer, settings, weight, lambda tensor: nodes(tensor)[rows])  # noqa: B023
             own = values[rows] if values.ndim else values
-            _rescale(synapses[rows], update, Deviation(own, fixed.scale))
+            rescale(synapses[rows], update, Deviation(own, fixed.scale))
 
     def _rescale(self, optimizer: Optimizer, known: KnownUpdate) -> None:
         weight, settings = self.group.weight, self._settings(optimizer)
@@ -194,7 +195,7 @@ class Scaling:
         for view, parts in self._parts(seen):
             now, gradient = view(weight.detach()), weight.grad
             if gradient is None:  # time goes by, and nothing was added
-                self._deviation([part.but(weight=now) for part in parts])
+                deviation_of(self.claims, [part.but(weight=now) for part in parts])
                 continue
             update = known.last(optimizer, settings, weight, view)
             if not self._blind:
@@ -202,39 +203,7 @@ class Scaling:
                 before = torch.add(now, update.direction, alpha=-update.size, out=kept)
                 pulls = view(gradient.detach())
                 parts = [part.but(weight=before, gradient=pulls) for part in parts]
-            _rescale(now, update, self._deviation(parts))
-
-    def _deviation(self, parts: Sequence[Synapses]) -> Deviation:
-        """How much the product of all rates differs from 1."""
-        if len(parts) == 1:
-            known = self.claims[0].mechanism.deviation(parts[0])
-            if known is not None:
-                return known
-            factor = self.claims[0].factor(parts[0])  # may be one for each node
-            return Deviation(torch.sub(factor, 1, out=scratch("product", factor)))
-        product = self._product(parts)
-        return Deviation(torch.sub(product, 1, out=scratch("product", product)))
-
-    def _product(self, parts: Sequence[Synapses]) -> Tensor:
-        """The product of all rates, which may be in memory that is used again, or a mechanism's own."""
-        factors, deviations = [], []
-        for claim, part in zip(self.claims, parts, strict=True):
-            known = claim.mechanism.deviation(part)
-            if known is None:
-                factors.append(claim.factor(part))
-            else:
-                deviations.append(known)
-        weight = parts[0].weight
-        made = scratch("product", weight, wide(weight.dtype))
-        if not factors:
-            values, scale = deviations.pop()
-            factors = [made.copy_(values).mul_(scale).add_(1)]
-        product = factors[0].expand(weight.shape)
-        for factor in factors[1:]:
-            product = torch.mul(product, factor, out=made)
-        for values, scale in deviations:
-            product = torch.addcmul(product, product, _as(made, values), value=scale, out=made)
-        return product
+            rescale(now, update, deviation_of(self.claims, parts))
 
     def _scale(self, before: Snapshot, skipped: Tensor | None) -> None:
         weight, claims = self.group.weight, self.claims
@@ -247,7 +216,7 @@ class Scaling:
             return
         seen = [c.blocks(before.effective, weight.grad, before.companions, alone=False) for c in claims]
         for view, parts in self._parts(seen):
-            rate, now = self._product(parts).to(weight.dtype), view(weight.detach())
+            rate, now = product_of(self.claims, parts).to(weight.dtype), view(weight.detach())
             torch.lerp(view(before.stored), now, rate, out=now)
 
     def _step_in_parts(self, optimizer: Optimizer, advance: Advance) -> None:
@@ -255,7 +224,7 @@ class Scaling:
         weight, settings = self.group.weight, self._settings(optimizer)
         seen = [claim.blocks(weight.detach(), weight.grad, alone=False) for claim in self.claims]
         for view, parts in self._parts(seen):
-            rate, now = self._product(parts), view(weight.detach())
+            rate, now = product_of(self.claims, parts), view(weight.detach())
             before = scratch("before", now).copy_(now)
             advance.part(optimizer, settings, weight, view)
             torch.lerp(before, now, rate.to(weight.dtype), out=now)
@@ -271,17 +240,3 @@ class Scaling:
                     return split(tensor)[block][rows]
 
                 yield view, parts
-
-
-def _rescale(synapses: Tensor, update: Update, deviation: Deviation) -> None:
-    """Add the deviation of rates times an update to synapses that have just seen the update."""
-    if deviation.scale:
-        values, size = _as(synapses, deviation.values), update.size * deviation.scale
-        synapses.addcmul_(update.direction, values, value=size)
-
-
-def _as(synapses: Tensor, values: Tensor) -> Tensor:
-    """Values in the type of synapses; torch would make new memory for them."""
-    if values.dtype == synapses.dtype or values.numel() <= PIECE:
-        return values
-    return scratch("values", values, synapses.dtype).copy_(values)
