@@ -313,3 +313,13 @@ def test_a_weight_that_is_listed_twice_is_stepped_twice(shape):
     rate = 1 + 0.5 * claim["tensors"][0]["deviation"].float()
     expected = before + rate * (plain.weight - before)
     torch.testing.assert_close(model.weight.detach(), expected.detach(), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_processes_meet_in_one_order(two_large, processes, monkeypatch, parts):
+    """All surveys for which they meet come before the step, whichever weights have a gradient."""
+    model, optimizer = two_large
+    monkeypatch.setattr(rates, "process_count", lambda: processes)
+    bouton.attach(model, optimizer, [bouton.PlasticityDiversity(distribution="activity")], readout=())
+    step(model, optimizer, 0)
+    assert len(parts) == (4 if processes == 1 else 0)
