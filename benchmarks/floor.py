@@ -3,9 +3,9 @@
     python benchmarks/floor.py
     python benchmarks/write_tables.py    # puts the table into docs/speed.md
 
-For four mechanisms on the MLP, the fewest operations of torch that give the same numbers are timed in the
-same way: on memory that is there already, one right after another, with nothing around them. No mechanism
-that is made of torch's operations can cost less. The result goes to benchmarks/results/floor-cpu.json.
+For four mechanisms on the MLP, the fewest operations of torch by which we know to do the same work are
+timed in the same way: on memory that is there already, one right after another, with nothing around them.
+The result goes to benchmarks/results/floor-cpu.json.
 """
 
 from __future__ import annotations
