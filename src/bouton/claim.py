@@ -218,7 +218,7 @@ class Claim:
             for name, tensor in state.items():
                 if tensor.device != weight.device:  # the model was moved since
                     state[name] = tensor.to(weight.device)
-            synapses = Synapses(
+            synapses = Synapses.of(
                 weight=weights[block],
                 gradient=None if gradients is None else gradients[block],
                 state=state,
@@ -230,6 +230,7 @@ class Claim:
                 name=self.name,
                 alone=alone,
                 start=start,
+                survey=None,
             )
             found.append(synapses)
             start += weights[block].numel()

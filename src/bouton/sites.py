@@ -84,11 +84,16 @@ class Synapses:
         """Number of synapses of one node."""
         return self.weight.shape[1:].numel() if len(self.weight) else 0
 
+    @staticmethod
+    def of(**attributes: Any) -> Synapses:
+        """Synapses of which all attributes are given, in less time than a frozen class takes."""
+        made = object.__new__(Synapses)
+        made.__dict__.update(attributes)
+        return made
+
     def but(self, **changes: Any) -> Synapses:
         """A copy with some attributes changed; ``dataclasses.replace`` takes six times as long."""
-        copy = object.__new__(Synapses)
-        copy.__dict__.update(self.__dict__, **changes)
-        return copy
+        return Synapses.of(**{**self.__dict__, **changes})
 
     def rows(self, first: int, end: int) -> Synapses:
         """The synapses of some of the nodes, which draw what they draw as a part of the whole."""
@@ -155,13 +160,15 @@ class Rewiring(NamedTuple):
 
 
 class Deviation(NamedTuple):
-    """A rate as what it differs from 1 by: ``1 + scale * values``.
+    """A rate as what it differs from 1 by: ``1 + scale * values * nodes``.
 
-    ``values`` has the shape of the weight, or one that broadcasts to it, and any real type.
+    ``values`` has the shape of the weight, or one that broadcasts to it, and any real type. ``nodes``, if
+    given, has a factor for each node, in the shape ``[node, 1...]``.
     """
 
     values: Tensor
     scale: float = 1.0
+    nodes: Tensor | None = None
 
 
 class WiringRule(Protocol):

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bouton.mechanism import Mechanism, register
 from bouton.mechanisms.sizes import mean_size, passing_abs, passing_sizes
+from bouton.native.calls import crystallize
 from bouton.sites import Synapses
 from bouton.tensors.precision import wide
 from bouton.tensors.scratch import passes
@@ -97,9 +98,10 @@ class Crystallization(Mechanism):
     def rule(self, synapses: Synapses) -> Tensor:
         rate = synapses.state["rate"]
         if synapses.gradient is not None:
-            most = synapses.survey["most"] if synapses.survey else None
-            settled = _settled(synapses.weight, synapses.gradient, self.threshold, most)
-            rate.addcmul_(rate, settled, value=self.factor - 1)
+            weight, gradient, most = synapses.weight, synapses.gradient, self.surveyed(synapses)["most"]
+            if not crystallize(rate, weight, gradient, self.threshold, most, self.factor - 1):
+                settled = _settled(weight, gradient, self.threshold, most)
+                rate.addcmul_(rate, settled, value=self.factor - 1)
             if synapses.step % 8 == 0:
                 # CPUs are slow with the smallest numbers that they know, at which rates would end up
                 torch.threshold_(rate, FROZEN, 0.0)

@@ -7,6 +7,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from bouton.native.calls import Noise
 from bouton.sites import Synapses
 from bouton.tensors.draws import normal
 from bouton.tensors.shards import is_spread
@@ -34,13 +35,19 @@ def fluctuate(synapses: Synapses, rate: Tensor, spread: float) -> Tensor:
     return _read(synapses, rate, spread)
 
 
+def noise_of(synapses: Synapses, spread: float, dtype: torch.dtype = torch.float32) -> Noise:
+    """What the synapses of a CPU read in the next draw."""
+    first, second = synapses.stream.key()
+    return Noise(_table(spread, dtype), SIZE, RUN, synapses.start, first, second | 1)
+
+
 def _read(synapses: Synapses, rate: Tensor, spread: float) -> Tensor:
-    table, (first, second) = _table(spread, rate.dtype), synapses.stream.key()
-    flat, end = rate.view(-1), synapses.start + rate.numel()
-    for run in range(synapses.start // RUN, -(-end // RUN)):
-        low, high = max(run * RUN, synapses.start), min((run + 1) * RUN, end)
-        place = (first + run * (second | 1)) % SIZE + low - run * RUN
-        flat[low - synapses.start : high - synapses.start].mul_(table[place : place + high - low])
+    table, size, length, start, first, stride = noise_of(synapses, spread, rate.dtype)
+    flat, end = rate.view(-1), start + rate.numel()
+    for run in range(start // length, -(-end // length)):
+        low, high = max(run * length, start), min((run + 1) * length, end)
+        place = (first + run * stride) % size + low - run * length
+        flat[low - start : high - start].mul_(table[place : place + high - low])
     return rate
 
 

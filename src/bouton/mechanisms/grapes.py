@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bouton.mechanism import Mechanism, checked_clip, register
 from bouton.mechanisms.sizes import over_pieces, passing_abs
+from bouton.native.calls import row_sizes, to_shares
 from bouton.sites import Synapses
 from bouton.synapse import SynapseGroup
 
@@ -44,11 +45,16 @@ def presynaptic_responsibility(
 
 
 def _sizes(weight: Tensor) -> Tensor:
+    native = row_sizes(weight)
+    if native is not None:
+        return native
     sums = over_pieces(lambda part: passing_abs("size", part).flatten(1).sum(1), weight)
     return sums[0] if len(sums) == 1 else torch.cat(sums)
 
 
 def _shares(total: Tensor, clip: tuple[float, float] | None, normalize: bool) -> Tensor:
+    if to_shares(total, clip, normalize):
+        return total
     known = total.nan_to_num(0.0, 0.0)  # of the nodes alone, which costs less than of all synapses
     largest = known.amax() if len(total) else total.sum()
     # 2 * after the division, because twice the largest number is infinite; 1/2 where a sum is not finite,

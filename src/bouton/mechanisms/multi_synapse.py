@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bouton.mechanism import Mechanism, register
+from bouton.native.calls import pool
 from bouton.passes.modulation import transforming
 from bouton.sites import Synapses
 from bouton.synapse import SynapseGroup
@@ -47,6 +48,9 @@ def _pool(output: Tensor, gamma: int, axis: int) -> Tensor:
 
 
 def _pooled(output: Tensor, gamma: int, axis: int) -> Tensor:
+    native = pool(output, gamma, axis)
+    if native is not None:
+        return native
     pooled = torch.empty_like(output)
     if gamma == 1:
         return pooled.copy_(output)

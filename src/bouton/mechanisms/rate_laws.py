@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bouton.mechanisms.sizes import mean_size, over_pieces, passing_abs, passing_sizes
+from bouton.native.calls import count_beyond
 from bouton.sites import Deviation, RandomStream, Synapses
 from bouton.tensors.draws import normal, short_bits
 from bouton.tensors.scratch import scratch
@@ -64,12 +65,17 @@ CONSTANT = Law(
 )
 
 
+def _keeps_within(settings: Settings, largest: float) -> bool:
+    """Whether no deviation up to ``largest``, over nu, leads beyond the bounds."""
+    nu, clip = settings.nu, settings.clip
+    return clip is None or (clip[0] <= 1 - nu * largest and 1 + nu * largest <= clip[1])
+
+
 def _clipped(values: Tensor, settings: Settings, largest: float) -> Tensor:
     """Deviations over nu, of which none is beyond ``largest``, so that rates keep within their bounds."""
-    nu, clip = settings.nu, settings.clip
-    if clip is None or (clip[0] <= 1 - nu * largest and 1 + nu * largest <= clip[1]):
+    if settings.clip is None or _keeps_within(settings, largest):
         return values
-    low, high = ((bound - 1) / nu for bound in clip)
+    low, high = ((bound - 1) / settings.nu for bound in settings.clip)
     return values.clamp(low, high) if values.is_floating_point() else values.float().clamp_(low, high)
 
 
@@ -198,6 +204,8 @@ def _prepared_to_count(synapses: Synapses, settings: Settings) -> dict[str, Tens
 
 
 def _count_active(synapses: Synapses, output: Tensor) -> None:
+    if count_beyond(output, synapses.axis, ACTIVE, synapses.state["recent"]):
+        return
     output = output.unsqueeze(0) if output.ndim == -synapses.axis else output  # nodes come first there
     others = [axis for axis in range(-output.ndim, 0) if axis != synapses.axis]
     for count in over_pieces(lambda part: _is_active(part).sum(others), output):
@@ -220,8 +228,10 @@ def _activity(synapses: Synapses) -> dict[str, Tensor]:
 
 
 def _follow_activity(synapses: Synapses, settings: Settings, known: Mapping[str, Tensor]) -> Deviation:
-    factor = known["factor"].reshape(-1, *[1] * (synapses.weight.ndim - 1)).clone()
-    return _times(synapses, settings, factor, 1.2)
+    factor = known["factor"].reshape(-1, *[1] * (synapses.weight.ndim - 1))
+    if settings.stored and _keeps_within(settings, 1.2):
+        return Deviation(synapses.state["deviation"], settings.nu, factor)
+    return _times(synapses, settings, factor.clone(), 1.2)
 
 
 def _prepared_for_time(synapses: Synapses, settings: Settings) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from bouton.native import calls as native
 from bouton.tensors.precision import wide
 from bouton.tensors.scratch import PIECE, passes, row_pieces, scratch
 
@@ -20,6 +21,9 @@ def over_pieces(function: Callable[[Tensor], Tensor], weight: Tensor) -> list[Te
 
 def mean_size(weight: Tensor) -> Tensor:
     """The mean of :func:`sizes`."""
+    mean = native.mean_size(weight)
+    if mean is not None:
+        return mean
     return torch.stack(over_pieces(lambda part: passing_sizes(part).sum(), weight)).sum() / weight.numel()
 
 

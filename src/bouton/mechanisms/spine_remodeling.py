@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bouton.mechanism import Mechanism, register
 from bouton.mechanisms.sizes import over_pieces, passing_sizes
+from bouton.native import calls as native
 from bouton.sites import Rewiring, Synapses
 from bouton.tensors.precision import wide
 
@@ -28,6 +29,9 @@ def _largest(weight: Tensor) -> Tensor:
     """``w_max`` over the finite weights."""
     if not weight.numel():
         return weight.sum()
+    largest = native.largest_size(weight)
+    if largest is not None:
+        return largest
     return torch.stack(over_pieces(lambda part: passing_sizes(part).amax(), weight)).amax()
 
 
@@ -109,11 +113,15 @@ class SpineRemodeling(Mechanism):
         return {"largest": _largest(synapses.weight)}
 
     def rule(self, synapses: Synapses) -> Rewiring:
-        largest = self.surveyed(synapses)["largest"]
-        chance = turnover_chance(synapses.weight, largest, self.d_re)
+        weight, largest = synapses.weight, self.surveyed(synapses)["largest"]
+        bound = (
+            largest if self.redraw == "published" else weight.new_tensor(max(synapses.fan_in, 1) ** -0.5)
+        )
+        if native.serves(weight, largest, bound):
+            sharpness, key = self.d_re / math.sqrt(2), synapses.stream.key()
+            return Rewiring(*native.remodel(weight, largest, sharpness, bound, synapses.start, key))
+        chance = turnover_chance(weight, largest, self.d_re)
         drawn = synapses.uniform(2.0**-24, 1 + 2.0**-24)  # from (0, 1], or 0 would be below every chance
         changed = drawn <= chance
         # Up to its chance, a draw is uniform there: over the chance it is a second draw from (0, 1].
-        values = drawn.div_(chance).mul_(2).sub_(1)
-        bound = largest if self.redraw == "published" else max(synapses.fan_in, 1) ** -0.5
-        return Rewiring(changed, values.mul_(bound))
+        return Rewiring(changed, drawn.div_(chance).mul_(2).sub_(1).mul_(bound))

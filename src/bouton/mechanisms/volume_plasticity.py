@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from bouton.mechanism import Mechanism, register
-from bouton.mechanisms.fluctuation import fluctuate
+from bouton.mechanisms.fluctuation import fluctuate, noise_of
 from bouton.mechanisms.sizes import over_pieces, passing_sizes, sizes
+from bouton.native.calls import serves, volume_rates, volume_total
 from bouton.sites import Deviation, Synapses
 
 
@@ -24,12 +25,12 @@ def volumes(weight: Tensor) -> Tensor:
 _STEEP = 40  # up to here, float32 holds the sum of exp(s (1 - v)) over any weight
 
 
-def _mean_rate(weight: Tensor, stability: float, smallest: Tensor | None) -> Tensor:
-    """``exp(s (1 - v))``, or ``exp(-s (v - smallest))``; in powers of 2, and good until the next call."""
+def _mean_rate(weight: Tensor, steepness: float, smallest: Tensor | None) -> Tensor:
+    """``2 ** (steepness (1 - v))``, or ``2 ** (-steepness (v - smallest))``; good until the next call."""
     exponent = passing_sizes(weight).add_(1).reciprocal_()  # 1 - v
     if smallest is not None:
         exponent.sub_(1 - smallest)
-    return exponent.mul_(stability / math.log(2)).exp2_()
+    return exponent.mul_(steepness).exp2_()
 
 
 @register(
@@ -91,11 +92,15 @@ class VolumePlasticity(Mechanism):
             raise ValueError(f"VolumePlasticity(base={self.base!r}): use a finite number above 0")
 
     def survey(self, synapses: Synapses) -> dict[str, Tensor]:
-        known = self._smallest(synapses.weight)
+        weight = synapses.weight
+        known = self._smallest(weight)
         if not self.normalize:
             return known
-        sums = over_pieces(lambda part: self._mean_rate(part, known).sum(), synapses.weight)
-        return {**known, "scale": synapses.weight.numel() / torch.stack(sums).sum()}
+        total = None if known else volume_total(weight, self._steepness)
+        if total is None:
+            sums = over_pieces(lambda part: self._mean_rate(part, known).sum(), weight)
+            total = torch.stack(sums).sum(dtype=torch.float64)
+        return {**known, "scale": weight.numel() / total}
 
     def deviation(self, synapses: Synapses) -> Deviation | None:
         if self.normalize and self.stability == 0 and self.spread == 0:
@@ -106,17 +111,27 @@ class VolumePlasticity(Mechanism):
         weight, known = synapses.weight, synapses.survey
         if known is None:
             known = self._smallest(weight)
-        rate = self._mean_rate(weight, known)
-        scale: Tensor | float | None = known.get("scale")
+        scale = known.get("scale")
         if not self.normalize:
-            scale = self.base if known else self.base * math.exp(-self.stability)
-        elif scale is None:
+            base = self.base if "smallest" in known else self.base * math.exp(-self.stability)
+            scale = weight.new_full((), base, dtype=torch.float64)
+        if "smallest" not in known and serves(weight):
+            made, noise = torch.empty_like(weight), noise_of(synapses, self.spread) if self.spread else None
+            volume_rates(weight, self._steepness, scale, noise, made)
+            return made
+        rate = self._mean_rate(weight, known)
+        if scale is None:
             scale = rate.mean().reciprocal()  # in place, a mean that is spread would not be inverted
         return fluctuate(synapses, rate, self.spread) * scale
+
+    @property
+    def _steepness(self) -> float:
+        return self.stability / math.log(2)
 
     def _smallest(self, weight: Tensor) -> dict[str, Tensor]:
         """The smallest volume, of a weight of which it matters."""
         return {"smallest": volumes(weight).amin()} if self.stability > _STEEP and weight.numel() else {}
 
     def _mean_rate(self, weight: Tensor, known: Mapping[str, Tensor]) -> Tensor:
-        return _mean_rate(weight, self.stability, known.get("smallest"))
+        """``m / b``, good until the next call."""
+        return _mean_rate(weight, self._steepness, known.get("smallest"))

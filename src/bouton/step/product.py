@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from bouton.claim import Claim
+from bouton.native import calls as native
 from bouton.sites import Deviation, Synapses
 from bouton.step.updates import Update
 from bouton.tensors.precision import wide
-from bouton.tensors.scratch import PIECE, scratch
+from bouton.tensors.scratch import PIECE, passes, scratch
 
 
 def deviation_of(claims: Sequence[Claim], parts: Sequence[Synapses]) -> Deviation:
@@ -38,21 +39,49 @@ def product_of(claims: Sequence[Claim], parts: Sequence[Synapses]) -> Tensor:
     weight = parts[0].weight
     made = scratch("product", weight, wide(weight.dtype))
     if not factors:
-        values, scale = deviations.pop()
-        factors = [made.copy_(values).mul_(scale).add_(1)]
+        factors = [_rate(deviations.pop(), made)]
     product = factors[0].expand(weight.shape)
     for factor in factors[1:]:
         product = torch.mul(product, factor, out=made)
-    for values, scale in deviations:
-        product = torch.addcmul(product, product, _as(made, values), value=scale, out=made)
+    for deviation in deviations:
+        _deviate(made, product, product, deviation)
+        product = made
     return product
+
+
+def blend(before: Tensor, now: Tensor, claims: Sequence[Claim], parts: Sequence[Synapses]) -> None:
+    """Scale what was added to synapses ``before``, of which ``now`` is the sum, by all rates, in place."""
+    known = claims[0].mechanism.deviation(parts[0]) if len(parts) == 1 else None
+    if known is None:
+        rate = product_of(claims, parts)
+    elif not known.scale or native.blend(now, before, *known):
+        return
+    else:
+        rate = _rate(known, scratch("product", now, wide(now.dtype)))
+    # lerp, not before + rate * (now - before): where the rate is 1 it keeps the weight's bits
+    torch.lerp(before, now, rate.to(now.dtype), out=now)
+
+
+def _rate(deviation: Deviation, made: Tensor) -> Tensor:
+    made.copy_(deviation.values).mul_(deviation.scale)
+    return (made if deviation.nodes is None else made.mul_(deviation.nodes)).add_(1)
 
 
 def rescale(synapses: Tensor, update: Update, deviation: Deviation) -> None:
     """Add the deviation of rates times an update to synapses that have just seen the update."""
     if deviation.scale:
-        values, size = _as(synapses, deviation.values), update.size * deviation.scale
-        synapses.addcmul_(update.direction, values, value=size)
+        _deviate(synapses, synapses, update.direction, deviation, update.size)
+
+
+def _deviate(out: Tensor, base: Tensor, change: Tensor, deviation: Deviation, size: float = 1.0) -> None:
+    """``out = base + size * change * deviation``."""
+    values, scale, nodes = deviation
+    scale *= size
+    if native.deviate(out, base, change, values, scale, nodes):
+        return
+    if nodes is not None:
+        values = torch.mul(values, nodes, out=scratch("values", out)) if passes(out) else values * nodes
+    torch.addcmul(base, change, _as(out, values), value=scale, out=out)
 
 
 def _as(synapses: Tensor, values: Tensor) -> Tensor:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
+from bouton.native import calls as native
 from bouton.tensors.scratch import passes, scratch
 
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -19,6 +21,9 @@ def put_where(mask: Tensor, values: Tensor, out: Tensor) -> None:
         >>> out
         tensor([2., nan, -0.])
     """
+    if native.put_where(mask, values, out):
+        increment_version(out)  # which torch does where it writes itself
+        return
     if not passes(out):
         torch.where(mask, values, out, out=out)
         return
@@ -30,6 +35,9 @@ def put_where(mask: Tensor, values: Tensor, out: Tensor) -> None:
 
 def clear_where(mask: Tensor, out: Tensor) -> None:
     """Set ``out`` to 0 where ``mask`` is true."""
+    if native.clear_where(mask, out):
+        increment_version(out)
+        return
     if not passes(out):
         out.masked_fill_(mask, 0.0)
         return

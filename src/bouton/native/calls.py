@@ -1,0 +1,236 @@
+"""The loops in C as functions of tensors; each returns None or False where it cannot serve."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from bouton.native.library import library
+
+_KINDS = (Tensor, nn.Parameter)  # and none that stand in for others
+_WIDTHS = {torch.float16: 2, torch.float32: 4}
+
+
+class Noise(NamedTuple):
+    """Numbers that are read from a table: each ``run`` of synapses reads on from a place of its own.
+
+    That place is ``first + number of the run * stride``, modulo ``size``. ``start`` is where the first of
+    the synapses is in their weight.
+    """
+
+    table: Tensor
+    size: int
+    run: int
+    start: int
+    first: int
+    stride: int
+
+
+def _ready(*tensors: Tensor) -> ctypes.CDLL | None:
+    """The loops, if they can work on these tensors."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return None
+    if torch._C._len_torch_dispatch_stack():  # of what watches torch's operations, as fake tensors do
+        return None
+    for tensor in tensors:
+        plain = type(tensor) in _KINDS and tensor.dtype is torch.float32
+        if not (plain and tensor.is_cpu and tensor.is_contiguous()):
+            return None
+    return library()
+
+
+def serves(*tensors: Tensor) -> bool:
+    """Whether the loops work on these tensors."""
+    return _ready(*tensors) is not None
+
+
+def row_sizes(weight: Tensor) -> Tensor | None:
+    """The sum of sizes of each row ``[node]``."""
+    if (loops := _ready(weight)) is None:
+        return None
+    rows, sums = len(weight), torch.empty(len(weight))
+    columns = weight.numel() // rows if rows else 0
+    loops.row_sizes(weight.data_ptr(), rows, columns, sums.data_ptr(), torch.get_num_threads())
+    return sums
+
+
+def mean_size(weight: Tensor) -> Tensor | None:
+    """The mean of all sizes; those that are infinite or not a number count as 0."""
+    if (loops := _ready(weight)) is None:
+        return None
+    mean = torch.empty(())
+    loops.mean_size(weight.data_ptr(), weight.numel(), mean.data_ptr(), torch.get_num_threads())
+    return mean
+
+
+def to_shares(sums: Tensor, clip: tuple[float, float] | None, normalize: bool) -> bool:
+    """Make sums of sizes the factors of :class:`bouton.Grapes`, in place."""
+    if (loops := _ready(sums)) is None:
+        return False
+    low, high = clip or (0.0, torch.inf)
+    loops.shares(sums.data_ptr(), len(sums), low, high, normalize)
+    return True
+
+
+def deviate(
+    out: Tensor, base: Tensor, change: Tensor, values: Tensor, scale: float, nodes: Tensor | None = None
+) -> bool:
+    """``out = base + change * scale * values * nodes``: of the shape of the others, or one for each row."""
+    rates = _rates(out, values, scale, nodes)
+    if rates is None or (loops := _ready(out, base, change)) is None:
+        return False
+    loops.deviate(out.data_ptr(), base.data_ptr(), change.data_ptr(), *rates)
+    return True
+
+
+def blend(now: Tensor, before: Tensor, values: Tensor, scale: float, nodes: Tensor | None = None) -> bool:
+    """``now = before + (now - before) * (1 + scale * values * nodes)``."""
+    rates = _rates(now, values, scale, nodes)
+    if rates is None or (loops := _ready(now, before)) is None:
+        return False
+    loops.blend(now.data_ptr(), before.data_ptr(), *rates)
+    return True
+
+
+def _rates(out: Tensor, values: Tensor, scale: float, nodes: Tensor | None) -> tuple[Any, ...] | None:
+    """Rates as the loops take them."""
+    rows, width = len(out), _WIDTHS.get(values.dtype)
+    if width is None or not rows or not values.is_contiguous():
+        return None
+    if values.shape != out.shape:
+        if nodes is not None or values.numel() != rows or len(values) != rows or width != 4:
+            return None
+        values, nodes, width = out, values, 0  # which are not read
+    elif nodes is not None and _ready(nodes) is None:
+        return None
+    place = None if nodes is None else nodes.data_ptr()
+    columns = out.numel() // rows
+    return values.data_ptr(), width, scale, place, rows, columns, torch.get_num_threads()
+
+
+def volume_total(weight: Tensor, steepness: float) -> Tensor | None:
+    """The sum of ``2 ** (steepness / (|w| + 1))`` in float64."""
+    if (loops := _ready(weight)) is None:
+        return None
+    total = torch.empty((), dtype=torch.float64)
+    threads = torch.get_num_threads()
+    loops.volume_total(weight.data_ptr(), weight.numel(), steepness, total.data_ptr(), threads)
+    return total
+
+
+def volume_rates(
+    weight: Tensor, steepness: float, scale: Tensor | None, noise: Noise | None, rates: Tensor
+) -> bool:
+    """Make ``scale * noise * 2 ** (steepness / (|w| + 1))``; without a scale in float64 the mean is 1."""
+    if (loops := _ready(weight, rates)) is None:
+        return False
+    place = (None, 1, 1, 0, 0, 0) if noise is None else (noise.table.data_ptr(), *noise[1:])
+    loops.volume_rates(
+        weight.data_ptr(),
+        weight.numel(),
+        steepness,
+        None if scale is None else scale.data_ptr(),
+        *place,
+        rates.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return True
+
+
+def crystallize(
+    rates: Tensor, weight: Tensor, gradient: Tensor, threshold: float, most: Tensor, less: float
+) -> bool:
+    """Add ``less * rates`` to the rates whose gradient is below ``threshold * |w|`` or above ``most``."""
+    if (loops := _ready(rates, weight, gradient, most)) is None:
+        return False
+    loops.crystallize(
+        rates.data_ptr(),
+        weight.data_ptr(),
+        gradient.data_ptr(),
+        threshold,
+        most.data_ptr(),
+        less,
+        rates.numel(),
+        torch.get_num_threads(),
+    )
+    return True
+
+
+def count_beyond(output: Tensor, axis: int, size: float, counts: Tensor) -> bool:
+    """Add to ``counts`` in float64 how many outputs of each node, on ``axis``, are beyond a size."""
+    if (loops := _ready(output)) is None or counts.dtype is not torch.float64:
+        return False
+    nodes, inner = output.shape[axis], output.shape[output.ndim + axis + 1 :].numel()
+    outer = output.numel() // (nodes * inner) if nodes * inner else 0
+    threads = torch.get_num_threads()
+    loops.count_beyond(output.data_ptr(), outer, nodes, inner, size, counts.data_ptr(), threads)
+    return True
+
+
+def pool(output: Tensor, gamma: int, axis: int) -> Tensor | None:
+    """The sum of each ``gamma`` neighbours on an axis, at the place of each of them."""
+    if gamma < 2 or (loops := _ready(output)) is None:
+        return None
+    pooled, inner = torch.empty_like(output), output.shape[output.ndim + axis + 1 :].numel()
+    outer = output.numel() // (gamma * inner) if inner else 0
+    loops.pool(output.data_ptr(), outer, gamma, inner, pooled.data_ptr(), torch.get_num_threads())
+    return pooled
+
+
+def largest_size(weight: Tensor) -> Tensor | None:
+    """The largest of all sizes but those that are infinite or not a number."""
+    if (loops := _ready(weight)) is None:
+        return None
+    largest = torch.empty(())
+    loops.largest_size(weight.data_ptr(), weight.numel(), largest.data_ptr(), torch.get_num_threads())
+    return largest
+
+
+def remodel(
+    weight: Tensor, largest: Tensor, sharpness: float, bound: Tensor, start: int, key: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """Which synapses are replaced, and by what; see :class:`bouton.SpineRemodeling`.
+
+    For what :func:`serves` is true of. The chance is ``erfc(sharpness |w| / largest)``, and new values are
+    from ``bound`` to either side of 0. ``start`` is the place of the first synapse in its weight.
+    """
+    loops, values = library(), torch.empty_like(weight)
+    changed = torch.empty_like(weight, dtype=torch.bool)
+    assert loops is not None
+    loops.remodel(
+        weight.data_ptr(),
+        weight.numel(),
+        largest.data_ptr(),
+        sharpness,
+        bound.data_ptr(),
+        start,
+        *key,
+        changed.data_ptr(),
+        values.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return changed, values
+
+
+def put_where(mask: Tensor, values: Tensor, out: Tensor) -> bool:
+    """Write ``values`` into ``out`` where ``mask`` is true."""
+    if (loops := _ready(values, out)) is None or not _fits(mask, out) or values.shape != out.shape:
+        return False
+    threads = torch.get_num_threads()
+    loops.put_where(mask.data_ptr(), values.data_ptr(), out.data_ptr(), out.numel(), threads)
+    return True
+
+
+def clear_where(mask: Tensor, out: Tensor) -> bool:
+    """Set ``out`` to 0 where ``mask`` is true."""
+    if (loops := _ready(out)) is None or not _fits(mask, out):
+        return False
+    loops.clear_where(mask.data_ptr(), out.data_ptr(), out.numel(), torch.get_num_threads())
+    return True
+
+
+def _fits(mask: Tensor, out: Tensor) -> bool:
+    return mask.dtype is torch.bool and mask.shape == out.shape and mask.is_cpu and mask.is_contiguous()

@@ -1,0 +1,108 @@
+"""Compile the loops in C once, and load them."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+import warnings
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import torch
+
+SOURCE = Path(__file__).with_name("kernels.c")
+_FLAGS = ["-O3", "-std=gnu11", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
+_OF_CPU = {
+    "AVX2": ["-mavx2", "-mfma", "-mf16c"],
+    "AVX512": [
+        "-mavx2",
+        "-mfma",
+        "-mf16c",
+        "-mavx512f",
+        "-mavx512bw",
+        "-mavx512dq",
+        "-mavx512vl",
+        "-mprefer-vector-width=512",
+    ],
+}
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The compiled loops; None where there is no C compiler, or where ``BOUTON_NATIVE=0`` says so.
+
+    The first call on a machine compiles them, in about a second, into ``~/.cache/bouton``. A compiler that
+    is there and fails is warned of, and then there are none.
+    """
+    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if os.environ.get("BOUTON_NATIVE") == "0" or compiler is None or os.name != "posix":
+        return None
+    problems = []
+    for threads in (["-fopenmp"], []):  # torch has OpenMP's functions loaded already where it uses them
+        command = [compiler, *_FLAGS, *_OF_CPU.get(torch.backends.cpu.get_cpu_capability(), []), *threads]
+        try:
+            return _declared(ctypes.CDLL(str(_compiled(command))))
+        except (OSError, subprocess.SubprocessError) as error:
+            problems.append(f"{error} {getattr(error, 'stderr', '') or ''}".strip())
+    warnings.warn(
+        f"{compiler} cannot compile bouton's loops in C, and slower operations of torch take their place: "
+        f"{problems[-1]}; set BOUTON_NATIVE=0 to go without it and without this warning",
+        stacklevel=2,
+    )
+    return None
+
+
+def _compiled(command: Sequence[str]) -> Path:
+    """The shared library that a command makes of the source, made now where it is not there yet."""
+    key = hashlib.sha256("\0".join([*command, SOURCE.read_text()]).encode()).hexdigest()[:16]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bouton" / "native"
+    made = cache / f"{key}.so"
+    if made.is_file():
+        return made
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache) as beside:  # and renamed, so that no half of one lies there
+        for step in (
+            [*command, "-c", str(SOURCE), "-o", f"{beside}/kernels.o"],
+            # without -fopenmp, which would bring a second OpenMP besides that of torch
+            [command[0], "-shared", f"{beside}/kernels.o", "-o", f"{beside}/kernels.so", "-lm"],
+        ):
+            subprocess.run(step, check=True, capture_output=True, text=True, timeout=120)
+        Path(beside, "kernels.so").rename(made)
+    return made
+
+
+_ARGUMENTS = {  # p for a tensor, n for a count, f for a number, i for a choice, u for random bits
+    "row_sizes": "pnnpi",
+    "mean_size": "pnpi",
+    "shares": "pnffi",
+    "deviate": "ppppifpnni",
+    "blend": "pppifpnni",
+    "volume_total": "pnfpi",
+    "volume_rates": "pnfppnnnnnpi",
+    "crystallize": "pppfpfni",
+    "count_beyond": "pnnnfpi",
+    "pool": "pnnnpi",
+    "largest_size": "pnpi",
+    "remodel": "pnpfpnuuppi",
+    "put_where": "pppni",
+    "clear_where": "ppni",
+}
+_TYPES = {
+    "p": ctypes.c_void_p,
+    "n": ctypes.c_int64,
+    "f": ctypes.c_float,
+    "i": ctypes.c_int,
+    "u": ctypes.c_uint32,
+}
+
+
+def _declared(loaded: ctypes.CDLL) -> ctypes.CDLL:
+    for name, arguments in _ARGUMENTS.items():
+        function = getattr(loaded, name)
+        function.argtypes, function.restype = [_TYPES[kind] for kind in arguments], None
+    return loaded
