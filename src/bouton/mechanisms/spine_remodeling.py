@@ -114,10 +114,8 @@ class SpineRemodeling(Mechanism):
 
     def rule(self, synapses: Synapses) -> Rewiring:
         weight, largest = synapses.weight, self.surveyed(synapses)["largest"]
-        bound = (
-            largest if self.redraw == "published" else weight.new_tensor(max(synapses.fan_in, 1) ** -0.5)
-        )
-        if native.serves(weight, largest, bound):
+        bound = largest if self.redraw == "published" else max(synapses.fan_in, 1) ** -0.5
+        if native.serves(weight, largest):
             sharpness, key = self.d_re / math.sqrt(2), synapses.stream.key()
             return Rewiring(*native.remodel(weight, largest, sharpness, bound, synapses.start, key))
         chance = turnover_chance(weight, largest, self.d_re)

@@ -190,14 +190,19 @@ def largest_size(weight: Tensor) -> Tensor | None:
 
 
 def remodel(
-    weight: Tensor, largest: Tensor, sharpness: float, bound: Tensor, start: int, key: tuple[int, int]
+    weight: Tensor,
+    largest: Tensor,
+    sharpness: float,
+    bound: Tensor | float,
+    start: int,
+    key: tuple[int, int],
 ) -> tuple[Tensor, Tensor]:
     """Which synapses are replaced, and by what; see :class:`bouton.SpineRemodeling`.
 
     For what :func:`serves` is true of. The chance is ``erfc(sharpness |w| / largest)``, and new values are
     from ``bound`` to either side of 0. ``start`` is the place of the first synapse in its weight.
     """
-    loops, values = library(), torch.empty_like(weight)
+    loops, values, bound = library(), torch.empty_like(weight), torch.as_tensor(bound, dtype=torch.float32)
     changed = torch.empty_like(weight, dtype=torch.bool)
     assert loops is not None
     loops.remodel(
