@@ -51,7 +51,7 @@ def row_sizes(weight: Tensor) -> Tensor | None:
     """The sum of sizes of each row ``[node]``."""
     if (loops := _ready(weight)) is None:
         return None
-    rows, sums = len(weight), torch.empty(len(weight))
+    rows, sums = len(weight), weight.new_empty(len(weight))
     columns = weight.numel() // rows if rows else 0
     loops.row_sizes(weight.data_ptr(), rows, columns, sums.data_ptr(), torch.get_num_threads())
     return sums
@@ -61,7 +61,7 @@ def mean_size(weight: Tensor) -> Tensor | None:
     """The mean of all sizes; those that are infinite or not a number count as 0."""
     if (loops := _ready(weight)) is None:
         return None
-    mean = torch.empty(())
+    mean = weight.new_empty(())
     loops.mean_size(weight.data_ptr(), weight.numel(), mean.data_ptr(), torch.get_num_threads())
     return mean
 
@@ -115,7 +115,7 @@ def volume_total(weight: Tensor, steepness: float) -> Tensor | None:
     """The sum of ``2 ** (steepness / (|w| + 1))`` in float64."""
     if (loops := _ready(weight)) is None:
         return None
-    total = torch.empty((), dtype=torch.float64)
+    total = weight.new_empty((), dtype=torch.float64)
     threads = torch.get_num_threads()
     loops.volume_total(weight.data_ptr(), weight.numel(), steepness, total.data_ptr(), threads)
     return total
@@ -184,7 +184,7 @@ def largest_size(weight: Tensor) -> Tensor | None:
     """The largest of all sizes but those that are infinite or not a number."""
     if (loops := _ready(weight)) is None:
         return None
-    largest = torch.empty(())
+    largest = weight.new_empty(())
     loops.largest_size(weight.data_ptr(), weight.numel(), largest.data_ptr(), torch.get_num_threads())
     return largest
 
@@ -202,7 +202,8 @@ def remodel(
     For what :func:`serves` is true of. The chance is ``erfc(sharpness |w| / largest)``, and new values are
     from ``bound`` to either side of 0. ``start`` is the place of the first synapse in its weight.
     """
-    loops, values, bound = library(), torch.empty_like(weight), torch.as_tensor(bound, dtype=torch.float32)
+    loops, values = library(), torch.empty_like(weight)
+    bound = bound if isinstance(bound, Tensor) else weight.new_tensor(bound)
     changed = torch.empty_like(weight, dtype=torch.bool)
     assert loops is not None
     loops.remodel(

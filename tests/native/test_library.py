@@ -1,0 +1,77 @@
+"""The loops in C are compiled once; without a compiler there are none, and a broken one is warned of."""
+
+import subprocess
+import sys
+import warnings
+
+import pytest
+
+from bouton.native import library as module
+
+
+@pytest.fixture
+def fresh(tmp_path, monkeypatch):
+    """Compile anew, into a folder of its own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("BOUTON_NATIVE", raising=False)
+    return module.library.__wrapped__, tmp_path / "bouton" / "native"
+
+
+def test_compiled_once(fresh, monkeypatch):
+    library, folder = fresh
+    assert library() is not None
+    (made,) = folder.iterdir()
+    monkeypatch.setattr(module.subprocess, "run", lambda *_, **__: pytest.fail("compiled again"))
+    assert library() is not None
+    assert list(folder.iterdir()) == [made]
+
+
+def test_another_source_is_compiled_again(fresh, monkeypatch, tmp_path):
+    library, folder = fresh
+    library()
+    changed = tmp_path / "kernels.c"
+    changed.write_text(module.SOURCE.read_text() + "\n// changed\n")
+    monkeypatch.setattr(module, "SOURCE", changed)
+    assert library() is not None
+    assert len(list(folder.iterdir())) == 2
+
+
+def test_processes_may_compile_at_the_same_time(fresh):
+    _, folder = fresh
+    code = "from bouton.native.library import library; assert library() is not None"
+    several = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(3)]
+    assert [process.wait(120) for process in several] == [0, 0, 0]
+    assert len(list(folder.iterdir())) == 1
+
+
+def test_no_compiler_no_loops(fresh, monkeypatch):
+    library, folder = fresh
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(module.shutil, "which", lambda name: None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert library() is None
+    assert not folder.exists()
+
+
+def test_turned_off(fresh, monkeypatch):
+    library, folder = fresh
+    monkeypatch.setenv("BOUTON_NATIVE", "0")
+    assert library() is None
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("broken", ["compiler", "folder", "library"])
+def test_what_fails_is_warned_of(fresh, monkeypatch, tmp_path, broken):
+    library, folder = fresh
+    if broken == "compiler":
+        monkeypatch.setenv("CC", "false")
+    elif broken == "folder":
+        folder.parent.mkdir(parents=True)
+        folder.touch()
+    else:
+        made = tmp_path / "kernels.so"
+        made.write_text("no library")
+        monkeypatch.setattr(module, "_compiled", lambda command: made)
+    with pytest.warns(UserWarning, match="BOUTON_NATIVE=0"):
+        assert library() is None
