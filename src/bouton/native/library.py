@@ -47,7 +47,11 @@ def library() -> ctypes.CDLL | None:
         command = [compiler, *_FLAGS, *_OF_CPU.get(torch.backends.cpu.get_cpu_capability(), []), *threads]
         try:
             return _declared(ctypes.CDLL(str(_compiled(command))))
-        except (OSError, subprocess.SubprocessError) as error:
+        except (
+            OSError,
+            RuntimeError,
+            subprocess.SubprocessError,
+        ) as error:  # there may be no home, or no disk
             problems.append(f"{error} {getattr(error, 'stderr', '') or ''}".strip())
     warnings.warn(
         f"{compiler} cannot compile bouton's loops in C, and slower operations of torch take their place: "
