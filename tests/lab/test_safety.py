@@ -71,9 +71,10 @@ def test_the_search_for_dangers_finds_them(text):
 
 def test_nothing_in_the_library_reads_code_out_of_data():
     found = {str(path.relative_to(SOURCE)): dangers(path.read_text()) for path in SOURCE.rglob("*.py")}
-    # The one place that runs a file: a user's, named on the command line.
+    # One place runs a file, a user's, named on the command line; another the C compiler on our own source.
     assert {path: what for path, what in found.items() if what} == {
-        "lab/sources.py": ["spec.loader.exec_module"]
+        "lab/sources.py": ["spec.loader.exec_module"],
+        "native/library.py": ["subprocess"],
     }
 
 

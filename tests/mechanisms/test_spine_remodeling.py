@@ -83,7 +83,7 @@ def test_new_weights_are_uniform_whatever_the_old_ones_were():
 def test_the_smallest_draw_that_there_is_replaces_no_large_weight(monkeypatch):
     lowest = torch.tensor([-(2**31)], dtype=torch.int32)  # of the 2**32 numbers that draws are made of
     monkeypatch.setattr(draws, "_fill", lambda made, key, start: made.copy_(lowest.expand(made.shape)))
-    weight = torch.tensor([[1.0, 0.5, 1e-4, 0.0]])
+    weight = torch.tensor([[1.0, 0.5, 1e-4, 0.0]], dtype=torch.float64)  # of which torch makes the draws
     changed, values = bouton.SpineRemodeling().rule(Synapses(weight))
     assert changed.tolist() == [[False, True, True, True]]
     assert (values[changed] < 0).all() and (values[changed] >= -0.5).all()

@@ -72,6 +72,6 @@ def test_what_fails_is_warned_of(fresh, monkeypatch, tmp_path, broken):
     else:
         made = tmp_path / "kernels.so"
         made.write_text("no library")
-        monkeypatch.setattr(module, "_compiled", lambda command: made)
+        monkeypatch.setattr(module, "_compiled", lambda *_: made)
     with pytest.warns(UserWarning, match="BOUTON_NATIVE=0"):
         assert library() is None

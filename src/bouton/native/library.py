@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -17,19 +18,9 @@ import torch
 
 SOURCE = Path(__file__).with_name("kernels.c")
 _FLAGS = ["-O3", "-std=gnu11", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
-_OF_CPU = {
-    "AVX2": ["-mavx2", "-mfma", "-mf16c"],
-    "AVX512": [
-        "-mavx2",
-        "-mfma",
-        "-mf16c",
-        "-mavx512f",
-        "-mavx512bw",
-        "-mavx512dq",
-        "-mavx512vl",
-        "-mprefer-vector-width=512",
-    ],
-}
+_AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+_AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
+_OF_CPU = {"AVX2": _AVX2, "AVX512": _AVX2 + _AVX512}  # by what torch says of it
 
 
 @cache
@@ -39,31 +30,32 @@ def library() -> ctypes.CDLL | None:
     The first call on a machine compiles them, in about a second, into ``~/.cache/bouton``. A compiler that
     is there and fails is warned of, and then there are none.
     """
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if os.environ.get("BOUTON_NATIVE") == "0" or compiler is None or os.name != "posix":
+    compiler = _compiler()
+    if os.environ.get("BOUTON_NATIVE") == "0" or not compiler or os.name != "posix":
         return None
-    problems = []
+    problem = None
     for threads in (["-fopenmp"], []):  # torch has OpenMP's functions loaded already where it uses them
-        command = [compiler, *_FLAGS, *_OF_CPU.get(torch.backends.cpu.get_cpu_capability(), []), *threads]
+        flags = [*_FLAGS, *_OF_CPU.get(torch.backends.cpu.get_cpu_capability(), []), *threads]
         try:
-            return _declared(ctypes.CDLL(str(_compiled(command))))
-        except (
-            OSError,
-            RuntimeError,
-            subprocess.SubprocessError,
-        ) as error:  # there may be no home, or no disk
-            problems.append(f"{error} {getattr(error, 'stderr', '') or ''}".strip())
+            return _declared(ctypes.CDLL(str(_compiled(compiler, flags))))
+        except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # or there is no home
+            problem = f"{error} {getattr(error, 'stderr', '') or ''}".strip()
     warnings.warn(
-        f"{compiler} cannot compile bouton's loops in C, and slower operations of torch take their place: "
-        f"{problems[-1]}; set BOUTON_NATIVE=0 to go without it and without this warning",
+        f"{compiler[0]} cannot compile the loops in C, and slower operations of torch take their place: "
+        f"{problem}; set BOUTON_NATIVE=0 to go without them and without this warning",
         stacklevel=2,
     )
     return None
 
 
-def _compiled(command: Sequence[str]) -> Path:
-    """The shared library that a command makes of the source, made now where it is not there yet."""
-    key = hashlib.sha256("\0".join([*command, SOURCE.read_text()]).encode()).hexdigest()[:16]
+def _compiler() -> list[str]:
+    found = (shutil.which(name) for name in ("cc", "gcc", "clang"))
+    return shlex.split(os.environ.get("CC", "")) or next(([path] for path in found if path), [])
+
+
+def _compiled(compiler: Sequence[str], flags: Sequence[str]) -> Path:
+    """The shared library that a compiler makes of the source, made now where it is not there yet."""
+    key = hashlib.sha256("\0".join([*compiler, *flags, SOURCE.read_text()]).encode()).hexdigest()[:16]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bouton" / "native"
     made = cache / f"{key}.so"
     if made.is_file():
@@ -71,9 +63,9 @@ def _compiled(command: Sequence[str]) -> Path:
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache) as beside:  # and renamed, so that no half of one lies there
         for step in (
-            [*command, "-c", str(SOURCE), "-o", f"{beside}/kernels.o"],
+            [*compiler, *flags, "-c", str(SOURCE), "-o", f"{beside}/kernels.o"],
             # without -fopenmp, which would bring a second OpenMP besides that of torch
-            [command[0], "-shared", f"{beside}/kernels.o", "-o", f"{beside}/kernels.so", "-lm"],
+            [*compiler, "-shared", f"{beside}/kernels.o", "-o", f"{beside}/kernels.so", "-lm"],
         ):
             subprocess.run(step, check=True, capture_output=True, text=True, timeout=120)
         Path(beside, "kernels.so").rename(made)

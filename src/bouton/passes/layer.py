@@ -75,7 +75,8 @@ class LayerHook(Unscripted):
             return returned
         # An LSTM's cell also returns its memory, which is no output of the node to others.
         output = returned[0] if isinstance(returned, tuple) else returned
-        learns = not forward_only()
+        # asked only where it matters, as all that comes in every forward pass
+        learns = bool(self.observers or self.gates or self.errors) and not forward_only()
         if self.observers and module.training and learns:
             weight = read_weight(module, self.parameter)
             for claim in self.observers:
@@ -96,8 +97,10 @@ class LayerHook(Unscripted):
             return returned
         weight = read_weight(module, self.parameter)
         for claim in self.wirings:
-            change = partial(claim.transform, weight)
-            output = each_sample(change, output) if output.is_nested else change(output)
+            if output.is_nested:
+                output = each_sample(partial(claim.transform, weight), output)
+            else:
+                output = claim.transform(weight, output)
         return output
 
 

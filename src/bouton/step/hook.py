@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -95,7 +95,8 @@ class StepHook:
         if not self._structures:
             raise ValueError("no structure mechanism is attached; add one, such as SpineRemodeling()")
         for group, claims in self._structures.items():
-            _check_same_weight(group)
+            if not group.in_place:
+                _refuse_another(group)
             for claim in claims:
                 self._rewire(group, claim)
 
@@ -116,12 +117,14 @@ class StepHook:
         self._acts = self._switch.on and not is_rehearsal()
         for own in self._scalings:
             own.forget(optimizer)
-        if self._acts:
-            for group in self._weights:
-                _check_same_weight(group)
-            if self._scalings:
-                with torch.no_grad(), mixing(*self._spread):
-                    self._begin(optimizer, _is_given_closure(*arguments))
+        if not self._acts:
+            return
+        for group in self._weights:
+            if not group.in_place:
+                _refuse_another(group)
+        if self._scalings:
+            with torch.no_grad(), mixing(*self._spread):
+                self._begin(optimizer, _is_given_closure(*arguments))
 
     def _begin(self, optimizer: Optimizer, closure: bool) -> None:
         known, advance = self._known, self._advance
@@ -145,8 +148,9 @@ class StepHook:
         skipped = getattr(optimizer, "found_inf", None)
         if skipped is None:
             for _, claim in self._claims:
-                claim.memory.settle()
-                claim.memory.step += 1
+                memory = claim.memory
+                memory.settle()
+                memory.step += 1
             self._act(optimizer, None)
             return
         verdict, before_step = Verdict(skipped), []
@@ -219,14 +223,13 @@ def check_free(optimizer: Optimizer | None, groups: Iterable[SynapseGroup]) -> N
             )
 
 
-def _check_same_weight(group: SynapseGroup) -> None:
-    if not group.in_place:
-        refuse_part_of_flat(group.name, group.weight)
-        raise ValueError(
-            f"{group.name} is another parameter than at bouton.attach (replaced, pruned, parametrised, "
-            "sharded by fully_shard or loaded with assign=True); detach the handle before, and attach "
-            "again after. With fully_shard: shard the model, build the optimizer, then call bouton.attach"
-        )
+def _refuse_another(group: SynapseGroup) -> NoReturn:
+    refuse_part_of_flat(group.name, group.weight)
+    raise ValueError(
+        f"{group.name} is another parameter than at bouton.attach (replaced, pruned, parametrised, "
+        "sharded by fully_shard or loaded with assign=True); detach the handle before, and attach "
+        "again after. With fully_shard: shard the model, build the optimizer, then call bouton.attach"
+    )
 
 
 def _is_given_closure(positional: tuple[Any, ...], named: dict[str, Any]) -> bool:

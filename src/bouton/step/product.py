@@ -49,22 +49,34 @@ def product_of(claims: Sequence[Claim], parts: Sequence[Synapses]) -> Tensor:
     return product
 
 
-def blend(before: Tensor, now: Tensor, claims: Sequence[Claim], parts: Sequence[Synapses]) -> None:
-    """Scale what was added to synapses ``before``, of which ``now`` is the sum, by all rates, in place."""
+def rates_of(claims: Sequence[Claim], parts: Sequence[Synapses]) -> Deviation | Tensor:
+    """The product of all rates, as what it differs from 1 by where that is known."""
     known = claims[0].mechanism.deviation(parts[0]) if len(parts) == 1 else None
-    if known is None:
-        rate = product_of(claims, parts)
-    elif not known.scale or native.blend(now, before, *known):
-        return
-    else:
-        rate = _rate(known, scratch("product", now, wide(now.dtype)))
+    return product_of(claims, parts) if known is None else known
+
+
+def blend(before: Tensor, now: Tensor, rates: Deviation | Tensor) -> None:
+    """Scale what was added to synapses ``before``, of which ``now`` is the sum, in place."""
+    if isinstance(rates, Deviation):
+        if not rates.scale or native.blend(now, before, *rates):
+            return
+        rates = _rate(rates, scratch("product", now, wide(now.dtype)))
     # lerp, not before + rate * (now - before): where the rate is 1 it keeps the weight's bits
-    torch.lerp(before, now, rate.to(now.dtype), out=now)
+    torch.lerp(before, now, rates.to(now.dtype), out=now)
 
 
 def _rate(deviation: Deviation, made: Tensor) -> Tensor:
-    made.copy_(deviation.values).mul_(deviation.scale)
-    return (made if deviation.nodes is None else made.mul_(deviation.nodes)).add_(1)
+    return made.copy_(_each(deviation)).mul_(deviation.scale).add_(1)
+
+
+def _each(deviation: Deviation) -> Tensor:
+    """The values of a deviation, each times the factor of its node."""
+    values, _, nodes = deviation
+    if nodes is None:
+        return values
+    if not passes(values):
+        return values * nodes
+    return scratch("each", values, nodes.dtype).copy_(values).mul_(nodes)
 
 
 def rescale(synapses: Tensor, update: Update, deviation: Deviation) -> None:
@@ -79,9 +91,7 @@ def _deviate(out: Tensor, base: Tensor, change: Tensor, deviation: Deviation, si
     scale *= size
     if native.deviate(out, base, change, values, scale, nodes):
         return
-    if nodes is not None:
-        values = torch.mul(values, nodes, out=scratch("values", out)) if passes(out) else values * nodes
-    torch.addcmul(base, change, _as(out, values), value=scale, out=out)
+    torch.addcmul(base, change, _as(out, _each(deviation)), value=scale, out=out)
 
 
 def _as(synapses: Tensor, values: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from bouton.fused.stepping import Fused
 from bouton.sites import Deviation, Synapses
 from bouton.step.advance import Advance
 from bouton.step.pieces import pieces
-from bouton.step.product import blend, deviation_of, rescale
+from bouton.step.product import blend, deviation_of, rates_of, rescale
 from bouton.step.snapshot import Snapshot
 from bouton.step.updates import KnownUpdate, Settings, View
 from bouton.synapse import SynapseGroup
@@ -216,18 +216,17 @@ class Scaling:
             return
         seen = [c.blocks(before.effective, weight.grad, before.companions, alone=False) for c in claims]
         for view, parts in self._parts(seen):
-            blend(view(before.stored), view(weight.detach()), self.claims, parts)
+            blend(view(before.stored), view(weight.detach()), rates_of(self.claims, parts))
 
     def _step_in_parts(self, optimizer: Optimizer, advance: Advance) -> None:
         """Step one piece of the weight after another, and scale what was added while it is in the cache."""
         weight, settings = self.group.weight, self._settings(optimizer)
         seen = [claim.blocks(weight.detach(), weight.grad, alone=False) for claim in self.claims]
         for view, parts in self._parts(seen):
-            now = view(weight.detach())
+            rates, now = rates_of(self.claims, parts), view(weight.detach())
             before = scratch("before", now).copy_(now)
-            parts = [part.but(weight=before) for part in parts]
             advance.part(optimizer, settings, weight, view)
-            blend(before, now, self.claims, parts)
+            blend(before, now, rates)
         advance.finish(optimizer, weight)
 
     def _parts(self, seen: list[list[Synapses]]) -> Iterator[tuple[View, Sequence[Synapses]]]:
