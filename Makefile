@@ -9,6 +9,8 @@ demo: .venv/lab.stamp
 
 test: .venv/dev.stamp .venv/spikingjelly.stamp .venv/triton.stamp lint
 	$(BIN)/pytest -n auto
+	# once more without the loops in C, what else would run them, as where there is no compiler
+	BOUTON_NATIVE=0 $(BIN)/pytest -n auto tests/contract tests/mechanisms tests/step tests/tensors
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check
