@@ -1,10 +1,11 @@
 """Time every mechanism on three workloads beside the older package; some twelve minutes on two idle cores.
 
     python benchmarks/step_time.py
-    python benchmarks/write_tables.py    # puts the tables into docs/speed.md
+    BOUTON_NATIVE=0 python benchmarks/step_time.py --no-older    # as where there is no C compiler
+    python benchmarks/write_tables.py                            # puts the tables into docs/speed.md
 
-The result goes to benchmarks/results/step-time-cpu.json. The older package is installed without its
-dependencies into benchmarks/.older, and used for nothing else.
+The results go to benchmarks/results/step-time-cpu.json and step-time-torch-loops-cpu.json. The older
+package is installed without its dependencies into benchmarks/.older, and used for nothing else.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from rich.console import Console
 from bouton.lab.bench import ARMS, Effort, Setting, measure, named, write_records
 from bouton.lab.bench.table import make_table
 from bouton.lab.bench.terminal import LiveProgress, print_table
+from bouton.native.library import loops_used
 
-OUT = Path(__file__).parent / "results" / "step-time-cpu.json"
+RESULTS = Path(__file__).parent / "results"
 THREADS = 2
 
 
@@ -32,22 +34,31 @@ def main() -> None:
     parser.add_argument("--precision", type=float, default=0.005, help="where to stop before that")
     parser.add_argument("--threads", type=int, default=THREADS)
     parser.add_argument("--workloads", nargs="+", default=["mlp", "resnet18", "transformer"])
-    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--older", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
-    install()
-    console, older, records = Console(highlight=False), older_arms(), []
+    if asked.older:
+        install()
+    console, older, records = Console(highlight=False), older_arms() if asked.older else {}, []
+    alone = loops_used() == "of torch"
+    out = asked.out or RESULTS / ("step-time-torch-loops-cpu.json" if alone else "step-time-cpu.json")
     effort = Effort(seconds=asked.seconds, precision=asked.precision)
-    command = shlex.join(["python", "benchmarks/step_time.py", *sys.argv[1:]])
+    command = "BOUTON_NATIVE=0 " * alone + shlex.join(["python", "benchmarks/step_time.py", *sys.argv[1:]])
     setting = Setting(threads=asked.threads, effort=effort, command=command)
     for name in asked.workloads:
         with LiveProgress(console, len(ARMS) + len(older)) as progress:
             records.append(
                 measure(
-                    named(name), ARMS, setting, other=older, other_name="older package", progress=progress
+                    named(name),
+                    ARMS,
+                    setting,
+                    other=older,
+                    other_name="older package" if older else "",
+                    progress=progress,
                 )
             )
         print_table(console, make_table(records[-1]))
-        write_records(asked.out, records)
+        write_records(out, records)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from bouton.lab.dataset import Dataset
 from bouton.lab.records import Epoch, RunConfig, RunResult
 from bouton.lab.setup import equip, fresh_model
 from bouton.lab.sources import load_data
+from bouton.native.library import loops_used
 
 TEST_BATCH = 1000
 
@@ -72,12 +73,13 @@ def train(config: RunConfig, on_epoch: Callable[[Epoch], None] | None = None) ->
 
 
 def environment() -> dict[str, Any]:
-    """The versions and the thread count that the numbers were made with."""
+    """The versions, the thread count and the kind of loops that the numbers were made with."""
     return {
         "bouton": bouton.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "threads": torch.get_num_threads(),
+        "loops": loops_used(),
     }
 
 

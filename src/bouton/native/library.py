@@ -48,6 +48,11 @@ def library() -> ctypes.CDLL | None:
     return None
 
 
+def loops_used() -> str:
+    """Which loops are used, ``"in C"`` or those ``"of torch"``, for the records of what was measured."""
+    return "of torch" if library() is None else "in C"
+
+
 def _compiler() -> list[str]:
     found = (shutil.which(name) for name in ("cc", "gcc", "clang"))
     return shlex.split(os.environ.get("CC", "")) or next(([path] for path in found if path), [])

@@ -17,6 +17,7 @@ import bouton
 from bouton.lab import from_json
 from bouton.lab.bench.estimate import Estimate
 from bouton.lab.folder import write_atomically
+from bouton.native.library import loops_used
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +157,7 @@ def machine(device: str) -> dict[str, str | int]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "bouton": bouton.__version__,
+        "loops": loops_used(),
     }
     if torch.device(device).type == "cuda":
         found["gpu"] = torch.cuda.get_device_name(device)

@@ -97,7 +97,8 @@ def _notes(record: Record, headers: tuple[str, ...]) -> list[str]:
     notes = [
         f"On {record.device} ({where}, {shown.get('memory_gib')} GiB, {shown.get('system')}), "
         f"{record.threads} thread{'' if record.threads == 1 else 's'}, {record.dtype}, "
-        f"torch {shown.get('torch')}, bouton {shown.get('bouton')}.",
+        f"torch {shown.get('torch')}, bouton {shown.get('bouton')}, "
+        f"loops {shown.get('loops', 'of torch')}.",
         "Step time: over that of a plain step of the same model beside it; median of the paired ratios "
         f"with its {CONFIDENCE:.0%} bootstrap interval. The first row is a second plain training: what "
         "the measurement itself adds.",
