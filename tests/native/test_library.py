@@ -1,5 +1,6 @@
 """The loops in C are compiled once; without a compiler there are none, and a broken one is warned of."""
 
+import shutil
 import subprocess
 import sys
 import warnings
@@ -29,9 +30,11 @@ def test_compiled_once(fresh, monkeypatch):
 def test_another_source_is_compiled_again(fresh, monkeypatch, tmp_path):
     library, folder = fresh
     library()
-    changed = tmp_path / "kernels.c"
-    changed.write_text(module.SOURCE.read_text() + "\n// changed\n")
-    monkeypatch.setattr(module, "SOURCE", changed)
+    changed = tmp_path / "changed"
+    shutil.copytree(module.FOLDER, changed)
+    with (changed / "common.h").open("a") as file:
+        file.write("\n// changed\n")
+    monkeypatch.setattr(module, "FOLDER", changed)
     assert library() is not None
     assert len(list(folder.iterdir())) == 2
 

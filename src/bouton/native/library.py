@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-SOURCE = Path(__file__).with_name("kernels.c")
+FOLDER = Path(__file__).parent
 _FLAGS = ["-O3", "-std=gnu11", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 _AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 _AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
@@ -59,21 +59,24 @@ def _compiler() -> list[str]:
 
 
 def _compiled(compiler: Sequence[str], flags: Sequence[str]) -> Path:
-    """The shared library that a compiler makes of the source, made now where it is not there yet."""
-    key = hashlib.sha256("\0".join([*compiler, *flags, SOURCE.read_text()]).encode()).hexdigest()[:16]
+    """The shared library that a compiler makes of the sources, made now where it is not there yet."""
+    sources = sorted(FOLDER.glob("*.c"))
+    texts = [path.read_text() for path in [*sources, *sorted(FOLDER.glob("*.h"))]]
+    key = hashlib.sha256("\0".join([*compiler, *flags, *texts]).encode()).hexdigest()[:16]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bouton" / "native"
     made = cache / f"{key}.so"
     if made.is_file():
         return made
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache) as beside:  # and renamed, so that no half of one lies there
-        for step in (
-            [*compiler, *flags, "-c", str(SOURCE), "-o", f"{beside}/kernels.o"],
+        objects = [f"{path.stem}.o" for path in sources]
+        for command in (
+            [*compiler, *flags, "-c", *map(str, sources)],
             # without -fopenmp, which would bring a second OpenMP besides that of torch
-            [*compiler, "-shared", f"{beside}/kernels.o", "-o", f"{beside}/kernels.so", "-lm"],
+            [*compiler, "-shared", *objects, "-o", "made.so", "-lm"],
         ):
-            subprocess.run(step, check=True, capture_output=True, text=True, timeout=120)
-        Path(beside, "kernels.so").rename(made)
+            subprocess.run(command, check=True, capture_output=True, text=True, timeout=120, cwd=beside)
+        Path(beside, "made.so").rename(made)
     return made
 
 
