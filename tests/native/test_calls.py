@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import erfc
 
-from bouton.mechanisms import crystallization, fluctuation, multi_synapse, spine_remodeling
+from bouton.mechanisms import crystallization, fluctuation, multi_synapse, rate_laws, spine_remodeling
 from bouton.mechanisms.grapes import responsibility
 from bouton.mechanisms.volume_plasticity import VolumePlasticity
 from bouton.native import calls
@@ -154,6 +154,22 @@ def test_counts_of_active_outputs(case, seed):
     expected = counts + (active.sum(others) if others else active)
     assert calls.count_beyond(output, axis, 0.5, counts)
     assert torch.equal(counts, expected)
+
+
+@given(st.integers(1, 300), SEEDS)
+def test_factors_of_activity(torch_alone, nodes, seed):
+    counts = torch.randint(0, 3 if seed else 1, (2, nodes), generator=torch.Generator().manual_seed(seed))
+
+    def surveyed():
+        state = {"active": counts[0].double(), "recent": counts[1].double()}
+        found = rate_laws.LAWS["activity"].survey(Synapses(torch.ones(nodes, 2), state=state))
+        return state["active"], state["recent"], found["factor"]
+
+    found = surveyed()
+    with torch_alone():
+        expected = surveyed()
+    assert torch.equal(found[0], expected[0]) and not found[1].any()
+    close(found[2], expected[2])
 
 
 @given(

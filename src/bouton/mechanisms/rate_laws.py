@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bouton.mechanisms.sizes import mean_size, over_pieces, passing_abs, passing_sizes
-from bouton.native.calls import count_beyond
+from bouton.native import calls as native
 from bouton.sites import Deviation, RandomStream, Synapses
 from bouton.tensors.draws import normal, short_bits
 from bouton.tensors.scratch import scratch
@@ -204,7 +204,7 @@ def _prepared_to_count(synapses: Synapses, settings: Settings) -> dict[str, Tens
 
 
 def _count_active(synapses: Synapses, output: Tensor) -> None:
-    if count_beyond(output, synapses.axis, ACTIVE, synapses.state["recent"]):
+    if native.count_beyond(output, synapses.axis, ACTIVE, synapses.state["recent"]):
         return
     output = output.unsqueeze(0) if output.ndim == -synapses.axis else output  # nodes come first there
     others = [axis for axis in range(-output.ndim, 0) if axis != synapses.axis]
@@ -218,10 +218,14 @@ def _is_active(output: Tensor) -> Tensor:
 
 
 def _activity(synapses: Synapses) -> dict[str, Tensor]:
-    recent = synapses.state["recent"]
-    synapses.state["active"] = synapses.state["active"] + synapses.total(recent)
-    synapses.state["recent"] = torch.zeros_like(recent)  # another tensor: a skipped step takes it back
-    active = synapses.state["active"]
+    state, recent = synapses.state, synapses.state["recent"]
+    state["recent"] = torch.zeros_like(recent)  # another tensor: a skipped step takes it back
+    since = synapses.total(recent)
+    found = native.activity(state["active"], since)
+    if found is not None:
+        state["active"], factor = found
+        return {"factor": factor}
+    active = state["active"] = state["active"] + since
     share = (active / active.mean()).nan_to_num_(1.0)  # nothing observed yet: all nodes are alike
     # 2 - clip(1 + 0.1 (n - 1), 0.8, 1.2), of which no share can reach the lower bound
     return {"factor": share.mul_(-0.1).add_(1.1).clamp_min_(0.8).to(torch.float32)}

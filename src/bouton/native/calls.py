@@ -29,14 +29,14 @@ class Noise(NamedTuple):
     stride: int
 
 
-def _ready(*tensors: Tensor) -> ctypes.CDLL | None:
+def _ready(*tensors: Tensor, dtype: torch.dtype = torch.float32) -> ctypes.CDLL | None:
     """The loops, if they can work on these tensors."""
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return None
     if torch._C._len_torch_dispatch_stack():  # of what watches torch's operations, as fake tensors do
         return None
     for tensor in tensors:
-        plain = type(tensor) in _KINDS and tensor.dtype is torch.float32
+        plain = type(tensor) in _KINDS and tensor.dtype is dtype
         if not (plain and tensor.is_cpu and tensor.is_contiguous()):
             return None
     return library()
@@ -161,13 +161,23 @@ def crystallize(
 
 def count_beyond(output: Tensor, axis: int, size: float, counts: Tensor) -> bool:
     """Add to ``counts`` in float64 how many outputs of each node, on ``axis``, are beyond a size."""
-    if (loops := _ready(output)) is None or counts.dtype is not torch.float64:
+    if (loops := _ready(output)) is None or _ready(counts, dtype=torch.float64) is None:
         return False
     nodes, inner = output.shape[axis], output.shape[output.ndim + axis + 1 :].numel()
     outer = output.numel() // (nodes * inner) if nodes * inner else 0
     threads = torch.get_num_threads()
     loops.count_beyond(output.data_ptr(), outer, nodes, inner, size, counts.data_ptr(), threads)
     return True
+
+
+def activity(before: Tensor, since: Tensor) -> tuple[Tensor, Tensor] | None:
+    """The sum of two counts of activity in float64, and what it makes of each node's deviations."""
+    if (loops := _ready(before, since, dtype=torch.float64)) is None:
+        return None
+    active, factors = torch.empty_like(before), torch.empty_like(before, dtype=torch.float32)
+    places = (tensor.data_ptr() for tensor in (before, since, active, factors))
+    loops.activity(*places, len(before))
+    return active, factors
 
 
 def pool(output: Tensor, gamma: int, axis: int) -> Tensor | None:

@@ -27,6 +27,16 @@ void count_beyond(const float *output, count_t outer, count_t nodes, count_t inn
   }
 }
 
+// Of how often each node was active, and how often it was since: the sum, and the factor of its deviations.
+void activity(const double *before, const double *since, double *active, float *factors, count_t nodes) {
+  double total = 0.0;
+  for (count_t node = 0; node < nodes; node++) total += active[node] = before[node] + since[node];
+  for (count_t node = 0; node < nodes; node++) {
+    double factor = total > 0.0 ? 1.1 - 0.1 * active[node] * (double)nodes / total : 1.0;
+    factors[node] = (float)(factor < 0.8 ? 0.8 : factor);
+  }
+}
+
 // MultiSynapse: each of `gamma` neighbours in [outer, gamma, inner] becomes the sum of them all.
 static void pool_one(const float *output, count_t gamma, count_t inner, float *pooled) {
   SIMD
