@@ -7,13 +7,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import erfc
+from torch import nn
 
+import bouton
 from bouton.mechanisms import crystallization, fluctuation, multi_synapse, rate_laws, spine_remodeling
 from bouton.mechanisms.grapes import responsibility
 from bouton.mechanisms.volume_plasticity import VolumePlasticity
 from bouton.native import calls
-from bouton.sites import RandomStream, Synapses
+from bouton.sites import Deviation, RandomStream, Synapses
+from bouton.step.product import blend
 from bouton.tensors.bitmask import clear_where, put_where
+from bouton.tensors.draws import uniform
 
 ODD = [0.0, -0.0, math.inf, -math.inf, math.nan, 1e-40, 1e34]
 # around what one thread works on alone, and what is summed in one go
@@ -88,12 +92,12 @@ def test_deviate_and_blend(shape, seed, dtype, kind):
     close(now, blended, atol=2e-6)
 
 
-def test_a_rate_of_1_or_0_keeps_bits():
+def test_rates_from_0_to_1_keep_bits_as_lerp_does():
     before, now = numbers((5000,), 1), numbers((5000,), 2)
-    for rate, expected in ((1, now), (0, before)):
-        found = now.clone()
-        assert calls.blend(found, before, torch.full_like(now, rate - 1), 1.0)
-        assert torch.equal(found.view(torch.int32), expected.view(torch.int32))
+    for rate in (1.0, 0.0, 0.75, 0.25):
+        found, weight = now.clone(), torch.full_like(now, rate)
+        assert calls.blend(found, before, weight - 1, 1.0)
+        assert torch.equal(found, torch.lerp(before, now, weight))  # all of them exact in float32
 
 
 @given(SHAPES, SEEDS, st.sampled_from([0.0, 0.01]), st.sampled_from([0.0, 2.0, 40.0]))
@@ -138,6 +142,13 @@ def test_crystallization(torch_alone, shape, seed, odd):
     found = rates()
     with torch_alone():
         assert torch.equal(found, rates())
+
+
+def test_the_limits_of_crystallization_do_not_belong_to_it():
+    weight, gradient = torch.tensor([[1.0, 1.0, 1.0]]), torch.tensor([[0.5, 0.25, 0.375]])
+    rates = torch.ones(1, 3)
+    assert calls.crystallize(rates, weight, gradient, 0.25, torch.tensor(0.5), -0.5)
+    assert rates.tolist() == [[1, 1, 1]]
 
 
 @given(
@@ -213,6 +224,11 @@ def test_chances_of_remodeling_are_those_of_erfc():
     error = (chance * (1 - chance) / draws).sqrt()
     assert ((changed.double().mean(1) - chance).abs() <= 4.5 * error + 1e-7).all()
     assert changed[0].all()
+    # far out, where 8 in 10 million are replaced: as torch's operations decide
+    far = torch.full((4, 2_000_000), 3.49 / 8 * math.sqrt(2))
+    found, _ = calls.remodel(far, torch.tensor(1.0), 8 / math.sqrt(2), 1.0, 0, (5, 7))
+    drawn = uniform((5, 7), far.shape, torch.float64, "cpu", 0, 2.0**-24, 1 + 2.0**-24)
+    assert 0 < found.sum() == (drawn <= math.erfc(3.49)).sum()
 
 
 @given(SHAPES, SEEDS)
@@ -224,9 +240,9 @@ def test_masked_writes(torch_alone, shape, seed):
     versions = written._version, cleared._version
     put_where(mask, values, written)
     clear_where(mask, cleared)
+    assert written._version > versions[0] and cleared._version > versions[1]  # as torch's own writing
     assert torch.equal(written.view(torch.int32), expected[0])
     assert torch.equal(cleared.view(torch.int32), expected[1])
-    assert (written._version, cleared._version) > versions  # for autograd, as torch's own writing
 
 
 def results():
@@ -252,6 +268,76 @@ def test_results_do_not_depend_on_the_number_of_threads():
     assert all(torch.equal(one, two) for one, two in zip(alone, together, strict=True))
 
 
+SQUARE = torch.ones(3, 3)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        *(
+            torch.ones(()),
+            torch.ones(3),
+            torch.ones(1, 3),
+            torch.ones(3, 1).half(),
+            torch.ones(3, 3).double(),
+        ),
+        *(torch.ones(3, 3).t()[:, :2], torch.ones(3, 3, device="meta"), torch.ones(3, 6)[:, ::2]),
+        torch._neg_view(torch.ones(3, 3)),
+    ],
+    ids=repr,
+)
+def test_deviations_of_other_shapes_are_left_to_torch(values):
+    assert not calls.deviate(SQUARE.clone(), SQUARE, SQUARE, values, 1.0)
+    assert not calls.blend(SQUARE.clone(), SQUARE, values, 1.0)
+
+
+@pytest.mark.parametrize(
+    "nodes", [torch.ones(3), torch.ones(1, 3), torch.ones(3, 1).double(), torch.ones(1, 1)]
+)
+def test_factors_of_other_shapes_are_left_to_torch(nodes):
+    assert not calls.blend(SQUARE.clone(), SQUARE, SQUARE, 1.0, nodes)
+    assert not calls.blend(SQUARE.clone(), SQUARE, torch.ones(3, 1), 1.0, torch.ones(3, 1))
+
+
+def test_partners_of_other_shapes_are_left_to_torch():
+    other, long, mask = torch.ones(3), torch.ones(4, 3), torch.ones(3, 3, dtype=torch.bool)
+    assert not calls.deviate(SQUARE.clone(), SQUARE, other, SQUARE, 1.0)
+    assert not calls.deviate(SQUARE.clone(), other, SQUARE, SQUARE, 1.0)
+    assert not calls.blend(SQUARE.clone(), other, SQUARE, 1.0)
+    for partners in ((long, SQUARE, SQUARE[0, 0]), (SQUARE, long, SQUARE[0, 0]), (SQUARE, SQUARE, other)):
+        assert not calls.crystallize(SQUARE.clone(), *partners[:2], 0.1, partners[2], -0.5)
+    for counts in (
+        torch.zeros(3),
+        torch.zeros(2, dtype=torch.float64),
+        torch.zeros(6, dtype=torch.float64)[::2],
+    ):
+        assert not calls.count_beyond(SQUARE, -1, 0.5, counts)
+    for kept in (mask.int(), mask[:2], mask.repeat(1, 2)[:, ::2], mask.to("meta")):
+        assert not calls.put_where(kept, SQUARE, SQUARE.clone())
+        assert not calls.clear_where(kept, SQUARE.clone())
+    assert not calls.put_where(mask, other, SQUARE.clone())
+    assert calls.pool(SQUARE, 2, -1) is None  # which torch refuses by name
+
+
+def test_layers_whose_outputs_are_not_their_nodes_are_refused():
+    class Gated(nn.Linear):
+        def forward(self, x):
+            return nn.functional.glu(super().forward(x))
+
+    for mechanism in (bouton.PlasticityDiversity(distribution="activity"), bouton.MultiSynapse()):
+        model = nn.Sequential(Gated(4, 6), nn.Linear(3, 2))
+        bouton.attach(model, torch.optim.SGD(model.parameters()), [mechanism])
+        with pytest.raises(RuntimeError):
+            model(torch.ones(5, 4))
+
+
+def test_deviations_broadcast_from_the_last_axis_and_from_nothing():
+    for values in (torch.tensor([0.0, 0.5, 1.0]), torch.tensor(-0.5)):
+        found = torch.ones(3, 3)
+        blend(torch.zeros(3, 3), found, Deviation(values))
+        assert torch.equal(found, (1 + values).expand(3, 3))
+
+
 @pytest.mark.parametrize(
     "other",
     [
@@ -261,6 +347,11 @@ def test_results_do_not_depend_on_the_number_of_threads():
         lambda weight: weight.to("meta"),
         lambda weight: weight.as_subclass(type("Other", (torch.Tensor,), {})),
         lambda weight: weight[:, ::2],
+        lambda weight: torch._neg_view(weight),
+        lambda weight: torch._efficientzerotensor(4, 6),
+        lambda weight: torch._to_functional_tensor(weight),
+        lambda weight: weight.to_sparse(),
+        lambda weight: weight.to_mkldnn(),
     ],
 )
 def test_what_the_loops_cannot_read_is_left_to_torch(other):
@@ -284,6 +375,13 @@ def test_nothing_is_hidden_from_those_who_watch_operations():
     seen = []
     torch.func.vmap(lambda row: (seen.append(calls.serves(row)), row)[1])(weight)
     assert seen == [False]
+
+
+def test_graphs_are_made_of_operations_of_torch():
+    graph = torch.compile(
+        lambda weight: torch.tensor(calls.serves(weight)), backend="eager", fullgraph=True
+    )
+    assert not graph(torch.ones(4, 6))
 
 
 def test_defaults_of_torch_do_not_matter():

@@ -1,11 +1,13 @@
 """The loops in C are compiled once; without a compiler there are none, and a broken one is warned of."""
 
+import os
 import shutil
 import subprocess
 import sys
 import warnings
 
 import pytest
+import torch
 
 from bouton.native import library as module
 
@@ -25,6 +27,16 @@ def test_compiled_once(fresh, monkeypatch):
     monkeypatch.setattr(module.subprocess, "run", lambda *_, **__: pytest.fail("compiled again"))
     assert library() is not None
     assert list(folder.iterdir()) == [made]
+
+
+def test_made_for_oneself_whatever_others_may_do_by_default(fresh):
+    library, folder = fresh
+    mask = os.umask(0)
+    try:
+        assert library() is not None and library() is not None
+    finally:
+        os.umask(mask)
+    assert [path.stat().st_mode & 0o77 for path in (folder, *folder.iterdir())] == [0, 0]
 
 
 def test_another_source_is_compiled_again(fresh, monkeypatch, tmp_path):
@@ -64,14 +76,24 @@ def test_turned_off(fresh, monkeypatch):
     assert not folder.exists()
 
 
-@pytest.mark.parametrize("broken", ["compiler", "folder", "library"])
+@pytest.mark.parametrize(
+    "broken", ["compiler", "quotes", "folder", "open folder", "open file", "library", "another library"]
+)
 def test_what_fails_is_warned_of(fresh, monkeypatch, tmp_path, broken):
     library, folder = fresh
     if broken == "compiler":
         monkeypatch.setenv("CC", "false")
+    elif broken == "quotes":
+        monkeypatch.setenv("CC", 'gcc"')
     elif broken == "folder":
         folder.parent.mkdir(parents=True)
         folder.touch()
+    elif broken.startswith("open"):
+        library()
+        (folder if broken == "open folder" else next(folder.iterdir())).chmod(0o777)
+    elif broken == "another library":
+        other = torch._C.__file__  # which has none of the functions
+        monkeypatch.setattr(module, "_compiled", lambda *_: other)
     else:
         made = tmp_path / "kernels.so"
         made.write_text("no library")

@@ -36,10 +36,18 @@ def _ready(*tensors: Tensor, dtype: torch.dtype = torch.float32) -> ctypes.CDLL 
     if torch._C._len_torch_dispatch_stack():  # of what watches torch's operations, as fake tensors do
         return None
     for tensor in tensors:
-        plain = type(tensor) in _KINDS and tensor.dtype is dtype
-        if not (plain and tensor.is_cpu and tensor.is_contiguous()):
+        if not _is_plain(tensor, dtype):
             return None
     return library()
+
+
+def _is_plain(tensor: Tensor, dtype: torch.dtype) -> bool:
+    """Whether a tensor's numbers lie side by side in memory, and mean what they say."""
+    if type(tensor) not in _KINDS or tensor.dtype is not dtype or not tensor.is_cpu:
+        return False
+    if tensor.layout is not torch.strided or tensor.is_nested or torch._is_functional_tensor(tensor):
+        return False
+    return tensor.is_contiguous() and not (tensor.is_neg() or tensor._is_zerotensor())
 
 
 def serves(*tensors: Tensor) -> bool:
@@ -82,6 +90,8 @@ def deviate(
     rates = _rates(out, values, scale, nodes)
     if rates is None or (loops := _ready(out, base, change)) is None:
         return False
+    if base.shape != out.shape or change.shape != out.shape:
+        return False
     loops.deviate(out.data_ptr(), base.data_ptr(), change.data_ptr(), *rates)
     return True
 
@@ -89,7 +99,7 @@ def deviate(
 def blend(now: Tensor, before: Tensor, values: Tensor, scale: float, nodes: Tensor | None = None) -> bool:
     """``now = before + (now - before) * (1 + scale * values * nodes)``."""
     rates = _rates(now, values, scale, nodes)
-    if rates is None or (loops := _ready(now, before)) is None:
+    if rates is None or (loops := _ready(now, before)) is None or before.shape != now.shape:
         return False
     loops.blend(now.data_ptr(), before.data_ptr(), *rates)
     return True
@@ -98,14 +108,15 @@ def blend(now: Tensor, before: Tensor, values: Tensor, scale: float, nodes: Tens
 def _rates(out: Tensor, values: Tensor, scale: float, nodes: Tensor | None) -> tuple[Any, ...] | None:
     """Rates as the loops take them."""
     rows, width = len(out), _WIDTHS.get(values.dtype)
-    if width is None or not rows or not values.is_contiguous():
+    if width is None or not rows or not _is_plain(values, values.dtype):
+        return None
+    by_node = (rows, *[1] * (out.ndim - 1))
+    if nodes is not None and (nodes.shape != by_node or _ready(nodes) is None):
         return None
     if values.shape != out.shape:
-        if nodes is not None or values.numel() != rows or len(values) != rows or width != 4:
+        if nodes is not None or values.shape != by_node or width != 4:
             return None
         values, nodes, width = out, values, 0  # which are not read
-    elif nodes is not None and _ready(nodes) is None:
-        return None
     place = None if nodes is None else nodes.data_ptr()
     columns = out.numel() // rows
     return values.data_ptr(), width, scale, place, rows, columns, torch.get_num_threads()
@@ -146,6 +157,8 @@ def crystallize(
     """Add ``less * rates`` to the rates whose gradient is below ``threshold * |w|`` or above ``most``."""
     if (loops := _ready(rates, weight, gradient, most)) is None:
         return False
+    if not rates.shape == weight.shape == gradient.shape or most.numel() != 1:
+        return False
     loops.crystallize(
         rates.data_ptr(),
         weight.data_ptr(),
@@ -164,6 +177,8 @@ def count_beyond(output: Tensor, axis: int, size: float, counts: Tensor) -> bool
     if (loops := _ready(output)) is None or _ready(counts, dtype=torch.float64) is None:
         return False
     nodes, inner = output.shape[axis], output.shape[output.ndim + axis + 1 :].numel()
+    if counts.shape != (nodes,):
+        return False
     outer = output.numel() // (nodes * inner) if nodes * inner else 0
     threads = torch.get_num_threads()
     loops.count_beyond(output.data_ptr(), outer, nodes, inner, size, counts.data_ptr(), threads)
@@ -182,7 +197,7 @@ def activity(before: Tensor, since: Tensor) -> tuple[Tensor, Tensor] | None:
 
 def pool(output: Tensor, gamma: int, axis: int) -> Tensor | None:
     """The sum of each ``gamma`` neighbours on an axis, at the place of each of them."""
-    if gamma < 2 or (loops := _ready(output)) is None:
+    if gamma < 2 or output.shape[axis] % gamma or (loops := _ready(output)) is None:
         return None
     pooled, inner = torch.empty_like(output), output.shape[output.ndim + axis + 1 :].numel()
     outer = output.numel() // (gamma * inner) if inner else 0
@@ -249,4 +264,4 @@ def clear_where(mask: Tensor, out: Tensor) -> bool:
 
 
 def _fits(mask: Tensor, out: Tensor) -> bool:
-    return mask.dtype is torch.bool and mask.shape == out.shape and mask.is_cpu and mask.is_contiguous()
+    return mask.shape == out.shape and _is_plain(mask, torch.bool)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import platform
 import shlex
 import shutil
 import subprocess
@@ -20,6 +21,8 @@ FOLDER = Path(__file__).parent
 _FLAGS = ["-O3", "-std=gnu11", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 _AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 _AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
+# no disk, no home, a compiler or a $CC that is none, a library of something else
+_PROBLEMS = (OSError, RuntimeError, ValueError, AttributeError, subprocess.SubprocessError)
 _OF_CPU = {"AVX2": _AVX2, "AVX512": _AVX2 + _AVX512}  # by what torch says of it
 
 
@@ -30,19 +33,20 @@ def library() -> ctypes.CDLL | None:
     The first call on a machine compiles them, in about a second, into ``~/.cache/bouton``. A compiler that
     is there and fails is warned of, and then there are none.
     """
-    compiler = _compiler()
-    if os.environ.get("BOUTON_NATIVE") == "0" or not compiler or os.name != "posix":
+    if os.environ.get("BOUTON_NATIVE") == "0" or os.name != "posix":
         return None
     problem = None
     for threads in (["-fopenmp"], []):  # torch has OpenMP's functions loaded already where it uses them
-        flags = [*_FLAGS, *_OF_CPU.get(torch.backends.cpu.get_cpu_capability(), []), *threads]
         try:
+            if not (compiler := _compiler()):
+                return None
+            flags = [*_FLAGS, *_OF_CPU.get(torch.backends.cpu.get_cpu_capability(), []), *threads]
             return _declared(ctypes.CDLL(str(_compiled(compiler, flags))))
-        except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # or there is no home
+        except _PROBLEMS as error:
             problem = f"{error} {getattr(error, 'stderr', '') or ''}".strip()
     warnings.warn(
-        f"{compiler[0]} cannot compile the loops in C, and slower operations of torch take their place: "
-        f"{problem}; set BOUTON_NATIVE=0 to go without them and without this warning",
+        f"the loops in C cannot be used, and slower operations of torch take their place: {problem}; "
+        "set BOUTON_NATIVE=0 to go without them and without this warning",
         stacklevel=2,
     )
     return None
@@ -62,12 +66,17 @@ def _compiled(compiler: Sequence[str], flags: Sequence[str]) -> Path:
     """The shared library that a compiler makes of the sources, made now where it is not there yet."""
     sources = sorted(FOLDER.glob("*.c"))
     texts = [path.read_text() for path in [*sources, *sorted(FOLDER.glob("*.h"))]]
-    key = hashlib.sha256("\0".join([*compiler, *flags, *texts]).encode()).hexdigest()[:16]
+    key = hashlib.sha256("\0".join([platform.machine(), *compiler, *flags, *texts]).encode()).hexdigest()[
+        :16
+    ]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bouton" / "native"
     made = cache / f"{key}.so"
+    cache.mkdir(mode=0o700, parents=True, exist_ok=True)
     if made.is_file():
+        for path in (made, cache):  # or it may run what others have put there
+            if path.stat().st_uid != os.getuid() or path.stat().st_mode & 0o022:
+                raise PermissionError(f"others may write to {path}; delete it, or set XDG_CACHE_HOME")
         return made
-    cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache) as beside:  # and renamed, so that no half of one lies there
         objects = [f"{path.stem}.o" for path in sources]
         for command in (
@@ -76,6 +85,7 @@ def _compiled(compiler: Sequence[str], flags: Sequence[str]) -> Path:
             [*compiler, "-shared", *objects, "-o", "made.so", "-lm"],
         ):
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=120, cwd=beside)
+        Path(beside, "made.so").chmod(0o700)
         Path(beside, "made.so").rename(made)
     return made
 

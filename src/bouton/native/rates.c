@@ -7,6 +7,16 @@
 #include <immintrin.h>
 #endif
 
+static inline float widened(uint16_t value) {
+#ifdef __F16C__
+  return _cvtsh_ss(value);
+#else
+  _Float16 number;
+  memcpy(&number, &value, sizeof number);
+  return (float)number;
+#endif
+}
+
 // Eight at a time, where a CPU has an instruction for that.
 static void widen(const uint16_t *values, float *out, count_t count) {
   count_t i = 0;
@@ -14,11 +24,7 @@ static void widen(const uint16_t *values, float *out, count_t count) {
   for (; i + 8 <= count; i += 8)
     _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(values + i))));
 #endif
-  for (; i < count; i++) {
-    _Float16 value;
-    memcpy(&value, values + i, sizeof value);
-    out[i] = (float)value;
-  }
+  for (; i < count; i++) out[i] = widened(values[i]);
 }
 
 typedef void work_t(const void *own, count_t first, count_t count, const float *values, float scale);
