@@ -44,6 +44,8 @@ def library() -> ctypes.CDLL | None:
             return _declared(ctypes.CDLL(str(_compiled(compiler, flags))))
         except _PROBLEMS as error:
             problem = f"{error} {getattr(error, 'stderr', '') or ''}".strip()
+            if isinstance(error, PermissionError):  # which is no matter of threads
+                break
     warnings.warn(
         f"the loops in C cannot be used, and slower operations of torch take their place: {problem}; "
         "set BOUTON_NATIVE=0 to go without them and without this warning",
@@ -72,10 +74,10 @@ def _compiled(compiler: Sequence[str], flags: Sequence[str]) -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bouton" / "native"
     made = cache / f"{key}.so"
     cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for path in (cache, made):  # or it may run what others have put there
+        if path.exists() and (path.stat().st_uid != os.getuid() or path.stat().st_mode & 0o022):
+            raise PermissionError(f"others may write to {path}; delete it, or set XDG_CACHE_HOME")
     if made.is_file():
-        for path in (made, cache):  # or it may run what others have put there
-            if path.stat().st_uid != os.getuid() or path.stat().st_mode & 0o022:
-                raise PermissionError(f"others may write to {path}; delete it, or set XDG_CACHE_HOME")
         return made
     with tempfile.TemporaryDirectory(dir=cache) as beside:  # and renamed, so that no half of one lies there
         objects = [f"{path.stem}.o" for path in sources]
