@@ -6,6 +6,8 @@ import hypothesis
 import pytest
 import torch
 
+from bouton.native import calls
+
 # oracles.py and the contract's models
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "contract")]
 
@@ -24,6 +26,12 @@ hypothesis.settings.load_profile("tests")
 def seeded():
     """Every test starts from the same global random state, whatever ran before it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def without_loops(monkeypatch):
+    """Operations of torch do the work of the loops in C."""
+    monkeypatch.setattr(calls, "library", lambda: None)
 
 
 @pytest.hookimpl(optionalhook=True)  # of pytest-xdist

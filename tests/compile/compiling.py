@@ -24,6 +24,8 @@ QUIET = [
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
     pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated"),  # in torch.optim
     pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0"),
+    # graphs are made of operations of torch, and are compared with the same ones without a graph
+    pytest.mark.usefixtures("without_loops"),
 ]
 ULPS = 16 * torch.finfo(torch.float32).eps
 
