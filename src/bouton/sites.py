@@ -160,7 +160,7 @@ class Rewiring(NamedTuple):
 
 
 class Deviation(NamedTuple):
-    """A rate as what it differs from 1 by: ``1 + scale * values * nodes``.
+    """A rate as what it differs from 1 by: ``1 + shift + scale * values * nodes``.
 
     ``values`` has the shape of the weight, or one that broadcasts to it, and any real type. ``nodes``, if
     given, has a factor for each node, in the shape ``[node, 1...]``.
@@ -169,6 +169,7 @@ class Deviation(NamedTuple):
     values: Tensor
     scale: float = 1.0
     nodes: Tensor | None = None
+    shift: float = 0.0
 
 
 class WiringRule(Protocol):

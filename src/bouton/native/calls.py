@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from bouton.native.library import library
+from bouton.native.library import Rates, library
 
 _KINDS = (Tensor, nn.Parameter)  # and none that stand in for others
 _WIDTHS = {torch.float16: 2, torch.float32: 4}
@@ -29,7 +29,7 @@ class Noise(NamedTuple):
     stride: int
 
 
-def _ready(*tensors: Tensor, dtype: torch.dtype = torch.float32) -> ctypes.CDLL | None:
+def ready(*tensors: Tensor, dtype: torch.dtype = torch.float32) -> ctypes.CDLL | None:
     """The loops, if they can work on these tensors."""
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return None
@@ -52,12 +52,12 @@ def _is_plain(tensor: Tensor, dtype: torch.dtype) -> bool:
 
 def serves(*tensors: Tensor) -> bool:
     """Whether the loops work on these tensors."""
-    return _ready(*tensors) is not None
+    return ready(*tensors) is not None
 
 
 def row_sizes(weight: Tensor) -> Tensor | None:
     """The sum of sizes of each row ``[node]``."""
-    if (loops := _ready(weight)) is None:
+    if (loops := ready(weight)) is None:
         return None
     rows, sums = len(weight), weight.new_empty(len(weight))
     columns = weight.numel() // rows if rows else 0
@@ -67,7 +67,7 @@ def row_sizes(weight: Tensor) -> Tensor | None:
 
 def mean_size(weight: Tensor) -> Tensor | None:
     """The mean of all sizes; those that are infinite or not a number count as 0."""
-    if (loops := _ready(weight)) is None:
+    if (loops := ready(weight)) is None:
         return None
     mean = weight.new_empty(())
     loops.mean_size(weight.data_ptr(), weight.numel(), mean.data_ptr(), torch.get_num_threads())
@@ -76,7 +76,7 @@ def mean_size(weight: Tensor) -> Tensor | None:
 
 def to_shares(sums: Tensor, clip: tuple[float, float] | None, normalize: bool) -> bool:
     """Make sums of sizes the factors of :class:`bouton.Grapes`, in place."""
-    if (loops := _ready(sums)) is None:
+    if (loops := ready(sums)) is None:
         return False
     low, high = clip or (0.0, torch.inf)
     loops.shares(sums.data_ptr(), len(sums), low, high, normalize)
@@ -84,47 +84,64 @@ def to_shares(sums: Tensor, clip: tuple[float, float] | None, normalize: bool) -
 
 
 def deviate(
-    out: Tensor, base: Tensor, change: Tensor, values: Tensor, scale: float, nodes: Tensor | None = None
+    out: Tensor,
+    base: Tensor,
+    change: Tensor,
+    values: Tensor,
+    scale: float,
+    nodes: Tensor | None = None,
+    shift: float = 0.0,
 ) -> bool:
-    """``out = base + change * scale * values * nodes``: of the shape of the others, or one for each row."""
-    rates = _rates(out, values, scale, nodes)
-    if rates is None or (loops := _ready(out, base, change)) is None:
+    """``out = base + change * (shift + scale * values * nodes)``, as :class:`bouton.Deviation` has them."""
+    rates = as_rates(out, values, scale, nodes, shift)
+    if rates is None or (loops := ready(out, base, change)) is None:
         return False
     if base.shape != out.shape or change.shape != out.shape:
         return False
-    loops.deviate(out.data_ptr(), base.data_ptr(), change.data_ptr(), *rates)
+    loops.deviate(out.data_ptr(), base.data_ptr(), change.data_ptr(), rates, torch.get_num_threads())
     return True
 
 
-def blend(now: Tensor, before: Tensor, values: Tensor, scale: float, nodes: Tensor | None = None) -> bool:
-    """``now = before + (now - before) * (1 + scale * values * nodes)``."""
-    rates = _rates(now, values, scale, nodes)
-    if rates is None or (loops := _ready(now, before)) is None or before.shape != now.shape:
+def blend(
+    now: Tensor,
+    before: Tensor,
+    values: Tensor,
+    scale: float,
+    nodes: Tensor | None = None,
+    shift: float = 0.0,
+) -> bool:
+    """``now = before + (now - before) * (1 + shift + scale * values * nodes)``."""
+    rates = as_rates(now, values, scale, nodes, shift)
+    if rates is None or (loops := ready(now, before)) is None or before.shape != now.shape:
         return False
-    loops.blend(now.data_ptr(), before.data_ptr(), *rates)
+    loops.blend(now.data_ptr(), before.data_ptr(), rates, torch.get_num_threads())
     return True
 
 
-def _rates(out: Tensor, values: Tensor, scale: float, nodes: Tensor | None) -> tuple[Any, ...] | None:
-    """Rates as the loops take them."""
-    rows, width = len(out), _WIDTHS.get(values.dtype)
-    if width is None or not rows or not _is_plain(values, values.dtype):
+def as_rates(
+    synapses: Tensor, values: Tensor, scale: float, nodes: Tensor | None, shift: float
+) -> Rates | None:
+    """Rates of some synapses as the loops take them; all tensors must be there until those are done."""
+    width, count, alike = _WIDTHS.get(values.dtype), synapses.numel(), values.shape == synapses.shape
+    if width is None or not count or not _is_plain(values, values.dtype):
         return None
-    by_node = (rows, *[1] * (out.ndim - 1))
-    if nodes is not None and (nodes.shape != by_node or _ready(nodes) is None):
+    if alike and nodes is None:
+        return Rates(values.data_ptr(), width, scale, shift, None, 1, count)
+    rows = len(synapses)
+    by_node = (rows, *[1] * (synapses.ndim - 1))
+    if nodes is not None and (nodes.shape != by_node or not _is_plain(nodes, torch.float32)):
         return None
-    if values.shape != out.shape:
+    if not alike:
         if nodes is not None or values.shape != by_node or width != 4:
             return None
-        values, nodes, width = out, values, 0  # which are not read
+        values, nodes, width = synapses, values, 0  # which are not read
     place = None if nodes is None else nodes.data_ptr()
-    columns = out.numel() // rows
-    return values.data_ptr(), width, scale, place, rows, columns, torch.get_num_threads()
+    return Rates(values.data_ptr(), width, scale, shift, place, rows, count // rows)
 
 
 def volume_total(weight: Tensor, steepness: float) -> Tensor | None:
     """The sum of ``2 ** (steepness / (|w| + 1))`` in float64."""
-    if (loops := _ready(weight)) is None:
+    if (loops := ready(weight)) is None:
         return None
     total = weight.new_empty((), dtype=torch.float64)
     threads = torch.get_num_threads()
@@ -136,7 +153,7 @@ def volume_rates(
     weight: Tensor, steepness: float, scale: Tensor | None, noise: Noise | None, rates: Tensor
 ) -> bool:
     """Make ``scale * noise * 2 ** (steepness / (|w| + 1))``; without a scale in float64 the mean is 1."""
-    if (loops := _ready(weight, rates)) is None:
+    if (loops := ready(weight, rates)) is None:
         return False
     place = (None, 1, 1, 0, 0, 0) if noise is None else (noise.table.data_ptr(), *noise[1:])
     loops.volume_rates(
@@ -155,7 +172,7 @@ def crystallize(
     rates: Tensor, weight: Tensor, gradient: Tensor, threshold: float, most: Tensor, less: float
 ) -> bool:
     """Add ``less * rates`` to the rates whose gradient is below ``threshold * |w|`` or above ``most``."""
-    if (loops := _ready(rates, weight, gradient, most)) is None:
+    if (loops := ready(rates, weight, gradient, most)) is None:
         return False
     if not rates.shape == weight.shape == gradient.shape or most.numel() != 1:
         return False
@@ -174,7 +191,7 @@ def crystallize(
 
 def count_beyond(output: Tensor, axis: int, size: float, counts: Tensor) -> bool:
     """Add to ``counts`` in float64 how many outputs of each node, on ``axis``, are beyond a size."""
-    if (loops := _ready(output)) is None or _ready(counts, dtype=torch.float64) is None:
+    if (loops := ready(output)) is None or ready(counts, dtype=torch.float64) is None:
         return False
     nodes, inner = output.shape[axis], output.shape[output.ndim + axis + 1 :].numel()
     if counts.shape != (nodes,):
@@ -187,7 +204,7 @@ def count_beyond(output: Tensor, axis: int, size: float, counts: Tensor) -> bool
 
 def activity(before: Tensor, since: Tensor) -> tuple[Tensor, Tensor] | None:
     """The sum of two counts of activity in float64, and what it makes of each node's deviations."""
-    if (loops := _ready(before, since, dtype=torch.float64)) is None:
+    if (loops := ready(before, since, dtype=torch.float64)) is None:
         return None
     active, factors = torch.empty_like(before), torch.empty_like(before, dtype=torch.float32)
     places = (tensor.data_ptr() for tensor in (before, since, active, factors))
@@ -197,7 +214,7 @@ def activity(before: Tensor, since: Tensor) -> tuple[Tensor, Tensor] | None:
 
 def pool(output: Tensor, gamma: int, axis: int) -> Tensor | None:
     """The sum of each ``gamma`` neighbours on an axis, at the place of each of them."""
-    if gamma < 2 or output.shape[axis] % gamma or (loops := _ready(output)) is None:
+    if gamma < 2 or output.shape[axis] % gamma or (loops := ready(output)) is None:
         return None
     pooled, inner = torch.empty_like(output), output.shape[output.ndim + axis + 1 :].numel()
     outer = output.numel() // (gamma * inner) if inner else 0
@@ -207,7 +224,7 @@ def pool(output: Tensor, gamma: int, axis: int) -> Tensor | None:
 
 def largest_size(weight: Tensor) -> Tensor | None:
     """The largest of all sizes but those that are infinite or not a number."""
-    if (loops := _ready(weight)) is None:
+    if (loops := ready(weight)) is None:
         return None
     largest = weight.new_empty(())
     loops.largest_size(weight.data_ptr(), weight.numel(), largest.data_ptr(), torch.get_num_threads())
@@ -248,7 +265,7 @@ def remodel(
 
 def put_where(mask: Tensor, values: Tensor, out: Tensor) -> bool:
     """Write ``values`` into ``out`` where ``mask`` is true."""
-    if (loops := _ready(values, out)) is None or not _fits(mask, out) or values.shape != out.shape:
+    if (loops := ready(values, out)) is None or not _fits(mask, out) or values.shape != out.shape:
         return False
     threads = torch.get_num_threads()
     loops.put_where(mask.data_ptr(), values.data_ptr(), out.data_ptr(), out.numel(), threads)
@@ -257,7 +274,7 @@ def put_where(mask: Tensor, values: Tensor, out: Tensor) -> bool:
 
 def clear_where(mask: Tensor, out: Tensor) -> bool:
     """Set ``out`` to 0 where ``mask`` is true."""
-    if (loops := _ready(out)) is None or not _fits(mask, out):
+    if (loops := ready(out)) is None or not _fits(mask, out):
         return False
     loops.clear_where(mask.data_ptr(), out.data_ptr(), out.numel(), torch.get_num_threads())
     return True

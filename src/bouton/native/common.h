@@ -33,7 +33,7 @@ static inline double sum_of(const double *sums) {
 static inline float or_0(float size) { return size <= FLT_MAX ? size : 0.0f; }
 
 static inline float multiply_add(float a, float b, float c) {
-#ifdef __FMA__
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
   return fmaf(a, b, c);
 #else
   return a * b + c;

@@ -92,12 +92,32 @@ def _compiled(compiler: Sequence[str], flags: Sequence[str]) -> Path:
     return made
 
 
+class Rates(ctypes.Structure):
+    """``rates_t`` of rates.h."""
+
+    _fields_ = (
+        *(("values", ctypes.c_void_p), ("bytes", ctypes.c_int)),
+        *(("scale", ctypes.c_float), ("shift", ctypes.c_float)),
+        *(("factors", ctypes.c_void_p), ("rows", ctypes.c_int64), ("columns", ctypes.c_int64)),
+    )
+
+
+class Sgd(ctypes.Structure):
+    """``sgd_t`` of steps.c."""
+
+    _fields_ = (
+        *((name, ctypes.c_float) for name in ("lr", "momentum", "fresh", "decay")),
+        *(("nesterov", ctypes.c_int), ("sign", ctypes.c_float)),
+    )
+
+
 _ARGUMENTS = {  # p for a tensor, n for a count, f for a number, i for a choice, u for random bits
     "row_sizes": "pnnpi",
     "mean_size": "pnpi",
     "shares": "pnffi",
-    "deviate": "ppppifpnni",
-    "blend": "pppifpnni",
+    "deviate": "pppRi",
+    "blend": "ppRi",
+    "sgd": "pppSRi",
     "volume_total": "pnfpi",
     "volume_rates": "pnfppnnnnnpi",
     "crystallize": "pppfpfni",
@@ -115,6 +135,8 @@ _TYPES = {
     "f": ctypes.c_float,
     "i": ctypes.c_int,
     "u": ctypes.c_uint32,
+    "R": Rates,
+    "S": Sgd,
 }
 
 

@@ -1,7 +1,6 @@
-// What is added to a weight, times rates: 1 + scale * value, where `factors`, if there are any, have a further
-// factor for each row.
+// What is added to a weight, times rates.
 
-#include "common.h"
+#include "rates.h"
 
 #ifdef __F16C__
 #include <immintrin.h>
@@ -27,22 +26,20 @@ static void widen(const uint16_t *values, float *out, count_t count) {
   for (; i < count; i++) out[i] = widened(values[i]);
 }
 
-typedef void work_t(const void *own, count_t first, count_t count, const float *values, float scale);
-
-// Calls `work` for some synapses after another. Values take 4 bytes, 2, or 0: then all of them are 1.
-static void for_each_block(work_t *work, const void *own, const char *values, int bytes, float scale,
-                           const float *factors, count_t rows, count_t columns, int threads) {
-  if (!factors) columns *= rows, rows = 1;
+void for_each_block(work_t *work, const void *own, rates_t rates, int threads) {
+  count_t rows = rates.rows, columns = rates.columns;
+  if (!rates.factors) columns *= rows, rows = 1;
   count_t blocks = (columns + BLOCK - 1) / BLOCK;
   THREADS(rows * columns)
-  for (count_t block = 0; block < rows * blocks; block++) {
-    count_t row = block / blocks, begin = block % blocks * BLOCK;
+  for (count_t number = 0; number < rows * blocks; number++) {
+    count_t row = number / blocks, begin = number % blocks * BLOCK;
     count_t first = row * columns + begin, count = least(BLOCK, columns - begin);
     float room[BLOCK];
-    const float *read = bytes == 4 ? (const float *)values + first : room;
-    if (bytes == 2) widen((const uint16_t *)values + first, room, count);
-    for (count_t i = 0; !bytes && i < count; i++) room[i] = 1.0f;
-    work(own, first, count, read, factors ? scale * factors[row] : scale);
+    const float *values = rates.bytes == 4 ? (const float *)rates.values + first : room;
+    if (rates.bytes == 2) widen((const uint16_t *)rates.values + first, room, count);
+    for (count_t i = 0; !rates.bytes && i < count; i++) room[i] = 1.0f;
+    float scale = rates.factors ? rates.scale * rates.factors[row] : rates.scale;
+    work(own, (block_t){first, count, values, scale, rates.shift});
   }
 }
 
@@ -51,19 +48,19 @@ typedef struct {
   const float *base, *change;
 } deviate_t;
 
-static void deviate_block(const void *given, count_t first, count_t count, const float *values, float scale) {
+static void deviate_block(const void *given, block_t block) {
   const deviate_t *own = given;
-  float *out = own->out + first;
-  const float *base = own->base + first, *change = own->change + first;
+  float *out = own->out + block.first;
+  const float *base = own->base + block.first, *change = own->change + block.first;
   SIMD
-  for (count_t i = 0; i < count; i++) out[i] = base[i] + scale * change[i] * values[i];
+  for (count_t i = 0; i < block.count; i++)
+    out[i] = base[i] + change[i] * (block.shift + block.scale * block.values[i]);
 }
 
 // out = base + change * (rate - 1)
-void deviate(float *out, const float *base, const float *change, const char *values, int bytes, float scale,
-             const float *factors, count_t rows, count_t columns, int threads) {
+void deviate(float *out, const float *base, const float *change, rates_t rates, int threads) {
   deviate_t own = {out, base, change};
-  for_each_block(deviate_block, &own, values, bytes, scale, factors, rows, columns, threads);
+  for_each_block(deviate_block, &own, rates, threads);
 }
 
 typedef struct {
@@ -71,23 +68,17 @@ typedef struct {
   const float *before;
 } blend_t;
 
-// As torch.lerp: a rate of 1 keeps the bits of `now`, and one of 0 those of `before`.
-static inline float blended(float before, float now, float deviation) {
-  float change = now - before;
-  return deviation < -0.5f ? before + (1.0f + deviation) * change : now + deviation * change;
-}
-
-static void blend_block(const void *given, count_t first, count_t count, const float *values, float scale) {
+static void blend_block(const void *given, block_t block) {
   const blend_t *own = given;
-  float *now = own->now + first;
-  const float *before = own->before + first;
+  float *now = own->now + block.first;
+  const float *before = own->before + block.first;
   SIMD
-  for (count_t i = 0; i < count; i++) now[i] = blended(before[i], now[i], scale * values[i]);
+  for (count_t i = 0; i < block.count; i++)
+    now[i] = blended(before[i], now[i], block.shift + block.scale * block.values[i]);
 }
 
 // now = before + (now - before) * rate
-void blend(float *now, const float *before, const char *values, int bytes, float scale, const float *factors,
-           count_t rows, count_t columns, int threads) {
+void blend(float *now, const float *before, rates_t rates, int threads) {
   blend_t own = {now, before};
-  for_each_block(blend_block, &own, values, bytes, scale, factors, rows, columns, threads);
+  for_each_block(blend_block, &own, rates, threads);
 }

@@ -53,8 +53,8 @@ class StepHook:
         }
         self._weights = dict.fromkeys([*self._rates, *self._gradient_rates, *self._structures])
         self._spread = [group.weight for group in self._rates if is_spread(group.weight)]
-        self._scalings = [Scaling(group, own) for group, own in self._rates.items()]
-        self._known, self._advance = known_update(optimizer), known_advance(optimizer)
+        self._known = known_update(optimizer)
+        self._scalings = [Scaling(*rates, known_advance(optimizer)) for rates in self._rates.items()]
         self._fresh = {
             group: fresh_moments(optimizer, group.weight)
             for group, own in self._structures.items()
@@ -127,13 +127,11 @@ class StepHook:
                 self._begin(optimizer, _is_given_closure(*arguments))
 
     def _begin(self, optimizer: Optimizer, closure: bool) -> None:
-        known, advance = self._known, self._advance
-        if getattr(optimizer, "found_inf", None) is not None:
-            known = advance = None
-        if closure or not is_undisturbed(optimizer, self._before_step, self._after_step):
-            advance = None
+        known = self._known if getattr(optimizer, "found_inf", None) is None else None
+        undisturbed = known is not None and not closure
+        undisturbed &= is_undisturbed(optimizer, self._before_step, self._after_step)
         try:
-            given = optimizer, known, advance, closure
+            given = optimizer, known, undisturbed, closure
             self._before = take_snapshots([own.group for own in self._scalings if own.begin(*given)])
         except BaseException:
             for own in self._scalings:
@@ -169,7 +167,7 @@ class StepHook:
                     own.give_back()  # of all before any rule is asked, which may fail
                 for own in self._scalings:
                     before = self._before.pop(own.group, None)
-                    own.end(optimizer, self._known, self._advance, before, skipped)
+                    own.end(optimizer, self._known, before, skipped)
         for group, claims in self._structures.items():
             for claim in claims:
                 if claim.memory.step % claim.mechanism.every == 0 and group.weight.grad is not None:

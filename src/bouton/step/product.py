@@ -15,63 +15,59 @@ from bouton.tensors.precision import wide
 from bouton.tensors.scratch import PIECE, passes, scratch
 
 
-def deviation_of(claims: Sequence[Claim], parts: Sequence[Synapses]) -> Deviation:
-    """How much the product of all rates differs from 1."""
-    if len(parts) == 1:
-        known = claims[0].mechanism.deviation(parts[0])
-        if known is not None:
-            return known
-        factor = claims[0].factor(parts[0])  # may be one for each node
-        return Deviation(torch.sub(factor, 1, out=scratch("product", factor)))
-    product = product_of(claims, parts)
-    return Deviation(torch.sub(product, 1, out=scratch("product", product)))
-
-
-def product_of(claims: Sequence[Claim], parts: Sequence[Synapses]) -> Tensor:
+def rates_of(claims: Sequence[Claim], parts: Sequence[Synapses]) -> Deviation:
     """The product of all rates, which may be in memory that is used again, or a mechanism's own."""
     factors, deviations = [], []
     for claim, part in zip(claims, parts, strict=True):
         known = claim.mechanism.deviation(part)
         if known is None:
-            factors.append(claim.factor(part))
+            factors.append(claim.factor(part))  # may be one for each node
         else:
             deviations.append(known)
+    if not factors and len(deviations) == 1:
+        return deviations[0]
     weight = parts[0].weight
     made = scratch("product", weight, wide(weight.dtype))
     if not factors:
         factors = [_rate(deviations.pop(), made)]
-    product = factors[0].expand(weight.shape)
+    product = factors[0]
     for factor in factors[1:]:
-        product = torch.mul(product, factor, out=made)
+        product = torch.mul(product, factor.expand(weight.shape), out=made)
     for deviation in deviations:
+        product = product.expand(weight.shape)
         _deviate(made, product, product, deviation)
         product = made
-    return product
+    return Deviation(product, shift=-1.0)
 
 
-def rates_of(claims: Sequence[Claim], parts: Sequence[Synapses]) -> Deviation | Tensor:
-    """The product of all rates, as what it differs from 1 by where that is known."""
-    known = claims[0].mechanism.deviation(parts[0]) if len(parts) == 1 else None
-    return product_of(claims, parts) if known is None else known
-
-
-def blend(before: Tensor, now: Tensor, rates: Deviation | Tensor) -> None:
+def blend(before: Tensor, now: Tensor, rates: Deviation) -> None:
     """Scale what was added to synapses ``before``, of which ``now`` is the sum, in place."""
-    if isinstance(rates, Deviation):
-        if not rates.scale or native.blend(now, before, *rates):
-            return
-        rates = _rate(rates, scratch("product", now, wide(now.dtype)))
+    if _is_1(rates) or native.blend(now, before, *rates):
+        return
+    rate = _rate(rates, scratch("blend", now, wide(now.dtype)))
     # lerp, not before + rate * (now - before): where the rate is 1 it keeps the weight's bits
-    torch.lerp(before, now, rates.to(now.dtype), out=now)
+    torch.lerp(before, now, rate.to(now.dtype), out=now)
 
 
-def _rate(deviation: Deviation, made: Tensor) -> Tensor:
-    return made.copy_(_each(deviation)).mul_(deviation.scale).add_(1)
+def rescale(synapses: Tensor, update: Update, rates: Deviation) -> None:
+    """Add what an update lacks to synapses that have just seen it."""
+    if not _is_1(rates):
+        _deviate(synapses, synapses, update.direction, rates, update.size)
 
 
-def _each(deviation: Deviation) -> Tensor:
+def _is_1(rates: Deviation) -> bool:
+    return not (rates.scale or rates.shift)
+
+
+def _rate(rates: Deviation, made: Tensor) -> Tensor:
+    if rates[1:] == (1.0, None, -1.0):
+        return rates.values
+    return made.copy_(_each(rates)).mul_(rates.scale).add_(1 + rates.shift)
+
+
+def _each(rates: Deviation) -> Tensor:
     """The values of a deviation, each times the factor of its node."""
-    values, _, nodes = deviation
+    values, nodes = rates.values, rates.nodes
     if nodes is None:
         return values
     if not passes(values):
@@ -79,19 +75,15 @@ def _each(deviation: Deviation) -> Tensor:
     return scratch("each", values, nodes.dtype).copy_(values).mul_(nodes)
 
 
-def rescale(synapses: Tensor, update: Update, deviation: Deviation) -> None:
-    """Add the deviation of rates times an update to synapses that have just seen the update."""
-    if deviation.scale:
-        _deviate(synapses, synapses, update.direction, deviation, update.size)
-
-
-def _deviate(out: Tensor, base: Tensor, change: Tensor, deviation: Deviation, size: float = 1.0) -> None:
-    """``out = base + size * change * deviation``."""
-    values, scale, nodes = deviation
-    scale *= size
-    if native.deviate(out, base, change, values, scale, nodes):
+def _deviate(out: Tensor, base: Tensor, change: Tensor, rates: Deviation, size: float = 1.0) -> None:
+    """``out = base + size * change * (rates - 1)``."""
+    values, scale, nodes, shift = rates
+    if native.deviate(out, base, change, values, size * scale, nodes, size * shift):
         return
-    torch.addcmul(base, change, _as(out, _each(deviation)), value=scale, out=out)
+    each = _each(rates)
+    if shift:
+        each, scale = torch.mul(each, scale, out=scratch("shifted", each)).add_(shift), 1.0
+    torch.addcmul(base, change, _as(out, each), value=size * scale, out=out)
 
 
 def _as(synapses: Tensor, values: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from bouton.fused.stepping import Fused
 from bouton.sites import Deviation, Synapses
 from bouton.step.advance import Advance
 from bouton.step.pieces import pieces
-from bouton.step.product import blend, deviation_of, rates_of, rescale
+from bouton.step.product import blend, rates_of, rescale
 from bouton.step.snapshot import Snapshot
 from bouton.step.updates import KnownUpdate, Settings, View
 from bouton.synapse import SynapseGroup
@@ -34,20 +34,20 @@ _LOST = (
 class Scaling:
     """All rates of one weight: what they need to see before a step, and how they scale its update."""
 
-    def __init__(self, group: SynapseGroup, claims: Sequence[Claim]) -> None:
-        self.group, self.claims = group, claims
+    def __init__(self, group: SynapseGroup, claims: Sequence[Claim], advance: Advance | None) -> None:
+        self.group, self.claims, self._advance = group, claims, advance
         self._in_place = group.layout.views and not is_spread(group.weight)
         self._blind = all(claim.mechanism.blind for claim in claims)
         # Of what was before, an update tells the stored weight alone, and not to the last bit. A small
         # weight is copied in less time than that takes.
-        own = group.stored == group.parameter and not group.companions
+        own = self._in_place and group.stored == group.parameter and not group.companions
         modest = all(claim.mechanism.blind or claim.mechanism.rowwise for claim in claims)
         large = group.weight.numel() > PIECE
         self._can_be_told = self._in_place and (self._blind or (own and modest and large))
-        rowwise = all(claim.mechanism.rowwise for claim in claims)
-        self._can_be_parted = self._in_place and own and rowwise and large
-        self._withheld: Tensor | None = None  # the gradient, within a step that is made in parts
-        self._in_parts = False  # the step that is under way
+        self._can_be_ours = own
+        self._has_parts = large and all(claim.mechanism.rowwise for claim in claims)
+        self._withheld: Tensor | None = None  # the gradient, within a step that is made here
+        self._is_ours = False  # the step that is under way
         self._place: tuple[int, int] | None = None  # of the weight among the optimizer's parameters
         self._is_listed_once = True
         self._surveyed: list[list[Synapses]] = []
@@ -59,13 +59,14 @@ class Scaling:
         self,
         optimizer: Optimizer,
         known: KnownUpdate | None,
-        advance: Advance | None = None,
+        undisturbed: bool = False,
         closure: bool = False,
     ) -> bool:
         """See the weight before a step; True if a copy of it must be kept.
 
-        ``known``: how the optimizer's state will tell what it added to the weight. ``advance``: how the
-        weight can be stepped in parts. ``closure``: forward passes may be made within the step.
+        ``known``: how the optimizer's state will tell what it added to the weight. ``undisturbed``: nobody
+        sees it if the optimizer is kept from the weight. ``closure``: forward passes may be made within the
+        step.
         """
         group = self.group
         if isinstance(optimizer, Fused):
@@ -73,7 +74,7 @@ class Scaling:
             if seeded is not None:
                 optimizer.rates[group.weight] = seeded
                 return False
-        if advance is not None and self._can_be_parted and self._is_to_be_parted(optimizer, advance):
+        if undisturbed and self._is_to_be_ours(optimizer):
             self._withheld, group.weight.grad = group.weight.grad, None  # so that the optimizer skips it
             return False
         if known is None or not self._can_be_told or not is_precise(group.weight):
@@ -91,7 +92,6 @@ class Scaling:
         self,
         optimizer: Optimizer,
         known: KnownUpdate | None,
-        advance: Advance | None,
         before: Snapshot | None,
         skipped: Tensor | None,
     ) -> None:
@@ -102,9 +102,9 @@ class Scaling:
             return
         if before is not None:
             self._scale(before, skipped)
-        elif advance is not None and self._in_parts:
-            self._in_parts = False
-            self._step_in_parts(optimizer, advance)
+        elif self._is_ours:
+            self._is_ours = False
+            self._step(optimizer)
         elif known is not None:
             self.claims[0].refuse_sparse(weight.grad)
             if not self._is_fixed:
@@ -116,25 +116,27 @@ class Scaling:
         """Take back what a step that failed has left with the optimizer."""
         if self._withheld is not None and self.group.weight.grad is None:
             warnings.warn(_LOST.format(self.group.name), stacklevel=5)
-        self._withheld, self._in_parts = None, False
+        self._withheld, self._is_ours = None, False
         if isinstance(optimizer, Fused):
             optimizer.rates.pop(self.group.weight, None)
 
     def give_back(self) -> None:
         """Give the weight back the gradient that was withheld from the optimizer."""
         if self._withheld is not None:
-            self.group.weight.grad, self._withheld, self._in_parts = self._withheld, None, True
+            self.group.weight.grad, self._withheld, self._is_ours = self._withheld, None, True
 
-    def _is_to_be_parted(self, optimizer: Optimizer, advance: Advance) -> bool:
-        weight = self.group.weight
+    def _is_to_be_ours(self, optimizer: Optimizer) -> bool:
+        weight, advance = self.group.weight, self._advance
+        if advance is None or not self._can_be_ours:
+            return False
+        if not (self._has_parts or advance.is_one_pass(weight)):
+            return False  # and a copy, or telling the update, takes less time
         if weight.grad is None or weight.grad.layout != torch.strided or not is_precise(weight):
             return False
         if process_count() > 1 and any([claim.mechanism.observes for claim in self.claims]):
             return False  # processes meet for a survey, and must meet in one order
         settings = self._settings(optimizer)
-        if not self._is_listed_once or not all([other.is_cpu for other in settings["params"]]):
-            return False  # without it, torch may step the others in another way
-        return advance.is_ready(optimizer, settings, weight)
+        return self._is_listed_once and advance.is_ready(optimizer, settings, weight)
 
     def _seeded(self) -> SeededRates | None:
         """Rates that a fused optimizer makes itself."""
@@ -187,7 +189,7 @@ class Scaling:
         for rows in row_pieces(synapses):
             update = known.last(optimizer, settings, weight, lambda tensor: nodes(tensor)[rows])  # noqa: B023
             own = values[rows] if values.ndim else values
-            rescale(synapses[rows], update, Deviation(own, fixed.scale))
+            rescale(synapses[rows], update, fixed._replace(values=own))
 
     def _rescale(self, optimizer: Optimizer, known: KnownUpdate) -> None:
         weight, settings = self.group.weight, self._settings(optimizer)
@@ -195,7 +197,7 @@ class Scaling:
         for view, parts in self._parts(seen):
             now, gradient = view(weight.detach()), weight.grad
             if gradient is None:  # time goes by, and nothing was added
-                deviation_of(self.claims, [part.but(weight=now) for part in parts])
+                rates_of(self.claims, [part.but(weight=now) for part in parts])
                 continue
             update = known.last(optimizer, settings, weight, view)
             if not self._blind:
@@ -203,7 +205,7 @@ class Scaling:
                 before = torch.add(now, update.direction, alpha=-update.size, out=kept)
                 pulls = view(gradient.detach())
                 parts = [part.but(weight=before, gradient=pulls) for part in parts]
-            rescale(now, update, deviation_of(self.claims, parts))
+            rescale(now, update, rates_of(self.claims, parts))
 
     def _scale(self, before: Snapshot, skipped: Tensor | None) -> None:
         weight, claims = self.group.weight, self.claims
@@ -218,15 +220,21 @@ class Scaling:
         for view, parts in self._parts(seen):
             blend(view(before.stored), view(weight.detach()), rates_of(self.claims, parts))
 
-    def _step_in_parts(self, optimizer: Optimizer, advance: Advance) -> None:
-        """Step one piece of the weight after another, and scale what was added while it is in the cache."""
-        weight, settings = self.group.weight, self._settings(optimizer)
-        seen = [claim.blocks(weight.detach(), weight.grad, alone=False) for claim in self.claims]
-        for view, parts in self._parts(seen):
-            rates, now = rates_of(self.claims, parts), view(weight.detach())
-            before = scratch("before", now).copy_(now)
-            advance.part(optimizer, settings, weight, view)
-            blend(before, now, rates)
+    def _step(self, optimizer: Optimizer) -> None:
+        """Step one part of the weight after another, and scale what was added while it is in the cache."""
+        weight, settings, advance = self.group.weight, self._settings(optimizer), self._advance
+        assert advance is not None
+        step = optimizer, settings, weight
+        nodes = self.group.layout.nodes
+        if not (self._is_fixed and advance.scaled(*step, nodes, self._fixed_deviation(), stays=True)):
+            seen = [claim.blocks(weight.detach(), weight.grad, alone=False) for claim in self.claims]
+            for view, parts in self._parts(seen):
+                rates = rates_of(self.claims, parts)
+                if not advance.scaled(*step, view, rates):
+                    now = view(weight.detach())
+                    before = scratch("before", now).copy_(now)
+                    advance.part(*step, view)
+                    blend(before, now, rates)
         advance.finish(optimizer, weight)
 
     def _parts(self, seen: list[list[Synapses]]) -> Iterator[tuple[View, Sequence[Synapses]]]:

@@ -1,0 +1,99 @@
+"""A step of torch's SGD with rates in one pass over a weight, where that gives torch's own bits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.sgd import sgd
+
+from bouton.native.calls import as_rates, ready, serves
+from bouton.native.library import Rates, Sgd, library
+
+Deviation = tuple[Tensor, float, Tensor | None, float]  # values, scale, nodes, shift
+
+
+class SgdStep:
+    """The step of :class:`torch.optim.SGD` on synapses that each have their rate.
+
+    What stays from step to step is looked at once, because that takes as long as a step of a small weight.
+    """
+
+    def __init__(self) -> None:
+        self._seen: tuple[Deviation, Rates, int, int | None] | None = None
+
+    def __reduce__(self) -> tuple[type[SgdStep], tuple[()]]:
+        return SgdStep, ()  # a copy has memory of its own
+
+    def __call__(
+        self,
+        weight: Tensor,
+        gradient: Tensor,
+        buffer: Tensor | None,
+        rates: Deviation,
+        settings: Mapping[str, Any],
+        stays: bool = False,
+    ) -> bool:
+        """Make it in place; False where the loop does not serve. ``stays``: that of the rates."""
+        place, moved = weight.data_ptr(), None if buffer is None else buffer.data_ptr()
+        given = self._known(rates, place, moved)
+        if given is None:
+            given = as_rates(weight, *rates)
+            if given is None or not serves(weight, weight if buffer is None else buffer):
+                return False
+            if buffer is not None and buffer.shape != weight.shape:
+                return False
+            self._seen = (rates, given, place, moved) if stays else None
+        if (loops := ready(gradient)) is None or gradient.shape != weight.shape:
+            return False
+        own = Sgd(
+            settings["lr"],
+            settings["momentum"],
+            1 - settings["dampening"],
+            settings["weight_decay"],
+            settings["nesterov"],
+            -1.0 if settings["maximize"] else 1.0,
+        )
+        loops.sgd(place, gradient.data_ptr(), moved, own, given, torch.get_num_threads())
+        return True
+
+    def _known(self, rates: Deviation, place: int, moved: int | None) -> Rates | None:
+        if self._seen is None:
+            return None
+        known, given, *places = self._seen
+        return given if known is rates and places == [place, moved] else None
+
+
+@cache
+def is_torchs() -> bool:
+    """Whether the loop is there, and makes the step of torch to the bit; tried once."""
+    return library() is not None and all(
+        _agrees(
+            lr=0.1,
+            momentum=momentum,
+            dampening=dampening,
+            weight_decay=decay,
+            nesterov=nesterov,
+            maximize=up,
+        )
+        for momentum, dampening, decay, nesterov, up in (
+            (0.0, 0.0, 0.1, False, True),
+            (0.9, 0.3, 0.1, False, True),
+            (0.9, 0.0, 0.0, True, False),
+        )
+    )
+
+
+def _agrees(**settings: Any) -> bool:
+    generator = torch.Generator().manual_seed(0)
+    # a number that leaves something over of vectors of any width, which is added in other instructions
+    drawn = torch.randn(3, 1031, 1, generator=generator, dtype=torch.float32, device="cpu")
+    (weight, gradient, buffer), (own, _, kept) = drawn.clone(), drawn
+    moves = settings["momentum"] > 0
+    sgd([weight], [gradient], [buffer if moves else None], **settings)
+    plain = torch.ones_like(own), 0.0, None, 0.0
+    stepped = SgdStep()(own, gradient, kept if moves else None, plain, settings)
+    return stepped and torch.equal(own, weight) and torch.equal(kept, buffer)
