@@ -73,7 +73,10 @@ class SynapseGroup:
     @property
     def in_place(self) -> bool:
         """True where every layer still holds the weight that was found."""
-        if all([layer._parameters.get(self.stored) is self.weight for layer in self.layers]):
+        for layer in self.layers:  # asked in each step, and so without a generator
+            if layer._parameters.get(self.stored) is not self.weight:
+                break
+        else:
             return not hasattr(self.weight, "_fsdp_flattened")
         held = [stored_parameter(layer, self.stored) for layer in self.layers]
         # between a forward pass and the next backward, fully_shard may leave a whole copy in the layer

@@ -11,7 +11,7 @@ from torch import nn
 import bouton
 import bouton.fused
 from bouton.native import steps
-from bouton.step import advance, rates
+from bouton.step import advance, own_step
 from bouton.tensors import scratch
 
 NEUTRAL = bouton.Crystallization(factor=1.0)  # its rule looks at all, and no rate ever falls
@@ -86,7 +86,7 @@ def test_steps_are_torchs_to_the_bit(optimizer_name, parts):
 )
 def test_parts_of_any_size(optimizer_name, shape, piece):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rates, "PIECE", piece)
+        patch.setattr(own_step, "PIECE", piece)
         patch.setattr(scratch, "PIECE", piece)
         plain, attached = make(optimizer_name, shape=shape), make(optimizer_name, [NEUTRAL], shape)
         for number in range(3):
@@ -316,7 +316,7 @@ def test_a_weight_that_is_listed_twice_is_stepped_twice(shape):
 def test_processes_meet_in_one_order(two_large, processes, monkeypatch, parts):
     """All surveys for which they meet come before the step, whichever weights have a gradient."""
     model, optimizer = two_large
-    monkeypatch.setattr(rates, "process_count", lambda: processes)
+    monkeypatch.setattr(own_step, "process_count", lambda: processes)
     bouton.attach(model, optimizer, [bouton.PlasticityDiversity(distribution="activity")], readout=())
     step(model, optimizer, 0)
     assert len(parts) == (4 if processes == 1 else 0)

@@ -31,16 +31,20 @@ class SgdStep:
     def __call__(
         self,
         weight: Tensor,
-        gradient: Tensor,
+        gradient: Tensor | None,
         buffer: Tensor | None,
         rates: Deviation,
         settings: Mapping[str, Any],
         stays: bool = False,
     ) -> bool:
         """Make it in place; False where the loop does not serve. ``stays``: that of the rates."""
+        if gradient is None:
+            return False
         place, moved = weight.data_ptr(), None if buffer is None else buffer.data_ptr()
-        given = self._known(rates, place, moved)
-        if given is None:
+        seen, given = self._seen, None
+        if seen is not None and seen[0] is rates and seen[2] == place and seen[3] == moved:
+            given = seen[1]
+        else:
             given = as_rates(weight, *rates)
             if given is None or not serves(weight, weight if buffer is None else buffer):
                 return False
@@ -59,12 +63,6 @@ class SgdStep:
         )
         loops.sgd(place, gradient.data_ptr(), moved, own, given, torch.get_num_threads())
         return True
-
-    def _known(self, rates: Deviation, place: int, moved: int | None) -> Rates | None:
-        if self._seen is None:
-            return None
-        known, given, *places = self._seen
-        return given if known is rates and places == [place, moved] else None
 
 
 @cache

@@ -39,11 +39,14 @@ class Advance(Protocol):
         optimizer: Optimizer,
         settings: Settings,
         weight: Tensor,
-        view: View,
+        view: View | None,
         rates: Deviation,
         stays: bool = False,
     ) -> bool:
-        """Step and scale synapses in one pass; False where it cannot. ``stays``: so do the rates."""
+        """Step and scale synapses in one pass, all of them without a ``view``; False where it cannot.
+
+        ``stays``: the rates are the same object in each step, with the same numbers.
+        """
         return False
 
 
@@ -63,7 +66,11 @@ def is_undisturbed(optimizer: Optimizer, before: Callable[..., None], after: Cal
     first = next(iter(optimizer._optimizer_step_post_hooks.values()), None)
     if last != before or first != after:
         return False
-    return all([weight.is_cpu for settings in optimizer.param_groups for weight in settings["params"]])
+    for settings in optimizer.param_groups:
+        for weight in settings["params"]:
+            if not weight.is_cpu:
+                return False
+    return True
 
 
 class _Adam(Advance):
@@ -129,14 +136,15 @@ class _Sgd(Advance):
         optimizer: Optimizer,
         settings: Settings,
         weight: Tensor,
-        view: View,
+        view: View | None,
         rates: Deviation,
         stays: bool = False,
     ) -> bool:
-        buffer = _momentum(optimizer, weight) if settings["momentum"] else None
-        assert weight.grad is not None
-        seen = view(weight), view(weight.grad), None if buffer is None else view(buffer)
-        return is_torchs() and self._step(*seen, rates, settings, stays)
+        buffer, gradient = _momentum(optimizer, weight) if settings["momentum"] else None, weight.grad
+        if view is not None:
+            weight, gradient = view(weight), None if gradient is None else view(gradient)
+            buffer = None if buffer is None else view(buffer)
+        return is_torchs() and self._step(weight, gradient, buffer, rates, settings, stays)
 
 
 def _momentum(optimizer: Optimizer, weight: Tensor) -> Tensor | None:

@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from bouton.claim import Claim, Claims, claims_at
 from bouton.compiled import keep_out_of_graphs
+from bouton.fused.stepping import Fused
 from bouton.state.skipped import Verdict
 from bouton.step.advance import is_undisturbed, known_advance
 from bouton.step.callers import is_rehearsal, is_within_step
@@ -110,32 +111,37 @@ class StepHook:
     def _before_step(self, optimizer: Optimizer, *arguments: Any) -> None:
         # torch hooks the step of every class: where a subclass calls super().step(), hooks run twice.
         # A depth left over from a step that raised is told from that by a look at the stack.
-        if self._depth and is_within_step(optimizer):
-            self._depth += 1
-            return
+        if self._depth:
+            if is_within_step(optimizer):
+                self._depth += 1
+                return
+            for scaling in self._scalings:
+                scaling.forget(optimizer)
         self._depth = 1
         self._acts = self._switch.on and not is_rehearsal()
-        for own in self._scalings:
-            own.forget(optimizer)
         if not self._acts:
             return
         for group in self._weights:
             if not group.in_place:
                 _refuse_another(group)
         if self._scalings:
-            with torch.no_grad(), mixing(*self._spread):
-                self._begin(optimizer, _is_given_closure(*arguments))
+            self._begin(optimizer, _is_given_closure(*arguments))
 
     def _begin(self, optimizer: Optimizer, closure: bool) -> None:
         known = self._known if getattr(optimizer, "found_inf", None) is None else None
-        undisturbed = known is not None and not closure
-        undisturbed &= is_undisturbed(optimizer, self._before_step, self._after_step)
+        self._before, rest = {}, self._scalings
+        if isinstance(optimizer, Fused):
+            rest = [scaling for scaling in rest if not scaling.seed(optimizer)]
         try:
-            given = optimizer, known, undisturbed, closure
-            self._before = take_snapshots([own.group for own in self._scalings if own.begin(*given)])
+            if not closure and known and is_undisturbed(optimizer, self._before_step, self._after_step):
+                rest = [scaling for scaling in rest if not scaling.own.take(optimizer)]
+            if rest:
+                with torch.no_grad(), mixing(*self._spread):
+                    copied = [s.group for s in rest if s.begin(optimizer, known, closure)]
+                    self._before = take_snapshots(copied)
         except BaseException:
-            for own in self._scalings:
-                own.give_back()
+            for scaling in self._scalings:
+                scaling.own.give_back()
             raise
 
     def _after_step(self, optimizer: Optimizer, *arguments: Any) -> None:
@@ -147,7 +153,8 @@ class StepHook:
         if skipped is None:
             for _, claim in self._claims:
                 memory = claim.memory
-                memory.settle()
+                if memory.doubt is not None:
+                    memory.settle()
                 memory.step += 1
             self._act(optimizer, None)
             return
@@ -161,17 +168,26 @@ class StepHook:
             claim.memory.doubt = (verdict, claim.memory.counts.since(counts))
 
     def _act(self, optimizer: Optimizer, skipped: Tensor | None) -> None:
-        if self._scalings:
-            with torch.no_grad(), mixing(*self._spread):
-                for own in self._scalings:
-                    own.give_back()  # of all before any rule is asked, which may fail
-                for own in self._scalings:
-                    before = self._before.pop(own.group, None)
-                    own.end(optimizer, self._known, before, skipped)
+        try:
+            self._scale(optimizer, skipped)
+        except BaseException:
+            for scaling in self._scalings:
+                scaling.forget(optimizer)
+            raise
         for group, claims in self._structures.items():
             for claim in claims:
                 if claim.memory.step % claim.mechanism.every == 0 and group.weight.grad is not None:
                     self._rewire(group, claim)
+
+    def _scale(self, optimizer: Optimizer, skipped: Tensor | None) -> None:
+        for scaling in self._scalings:
+            scaling.own.give_back()  # of all before any rule is asked, which may fail
+        rest = [scaling for scaling in self._scalings if not scaling.own.repeat(optimizer)]
+        if rest:
+            with torch.no_grad(), mixing(*self._spread):
+                for scaling in rest:
+                    before = self._before.pop(scaling.group, None)
+                    scaling.end(optimizer, self._known, before, skipped)
 
     def _scale_gradient(self, group: SynapseGroup, gradient: Tensor) -> Tensor:
         if self._switch.on:
@@ -231,4 +247,6 @@ def _refuse_another(group: SynapseGroup) -> NoReturn:
 
 
 def _is_given_closure(positional: tuple[Any, ...], named: dict[str, Any]) -> bool:
+    if len(positional) == 1 and not named:  # the optimizer alone, as most often
+        return False
     return any(callable(argument) for argument in [*positional[1:], *named.values()])

@@ -4,9 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from torch import Tensor
+
 from bouton.claim import Claim
 from bouton.sites import Synapses
+from bouton.step.updates import View
+from bouton.synapse import SynapseGroup
 from bouton.tensors.scratch import row_pieces
+
+
+def parts_of(
+    group: SynapseGroup, claims: Sequence[Claim], seen: Sequence[Sequence[Synapses]]
+) -> Iterator[tuple[View, Sequence[Synapses]]]:
+    """What the rules see of one part of a weight after another, with a view of that part.
+
+    ``seen``: for each claim what its rule sees of each block.
+    """
+    split = group.layout.split
+    for block, own in enumerate(zip(*seen, strict=True)):
+        for rows, parts in pieces(claims, own):
+
+            def view(tensor: Tensor, block: int = block, rows: slice = rows) -> Tensor:
+                return split(tensor)[block][rows]
+
+            yield view, parts
 
 
 def pieces(claims: Sequence[Claim], own: Sequence[Synapses]) -> Iterator[tuple[slice, Sequence[Synapses]]]:

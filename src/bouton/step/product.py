@@ -15,6 +15,33 @@ from bouton.tensors.precision import wide
 from bouton.tensors.scratch import PIECE, passes, scratch
 
 
+class FixedRates:
+    """Rates that stay as they are, for the whole of a weight."""
+
+    def __init__(self, claim: Claim) -> None:
+        self._claim = claim
+        self._known: tuple[object, Deviation] | None = None  # of which states, and what
+
+    @classmethod
+    def of(cls, claims: Sequence[Claim]) -> FixedRates | None:
+        """Those of some claims on one weight; None where rates may change."""
+        alone = len(claims) == 1 and claims[0].layout.blocks == 1
+        return cls(claims[0]) if alone and claims[0].mechanism.fixed else None
+
+    def of_weight(self, weight: Tensor) -> Deviation:
+        """The rates, which are the same object for as long as they stay."""
+        states = self._claim.memory.states  # another list once a state was loaded
+        if self._known is not None:
+            of, known = self._known
+            if of is states and known.values.device == weight.device:
+                return known
+        (synapses,) = self._claim.blocks(weight.detach())
+        found = self._claim.mechanism.deviation(synapses)
+        assert found is not None
+        self._known = states, found
+        return found
+
+
 def rates_of(claims: Sequence[Claim], parts: Sequence[Synapses]) -> Deviation:
     """The product of all rates, which may be in memory that is used again, or a mechanism's own."""
     factors, deviations = [], []

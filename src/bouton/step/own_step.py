@@ -1,0 +1,107 @@
+"""A weight's step that is made here, and not by the optimizer, so that rates act while it is made."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from bouton.claim import Claim
+from bouton.step.advance import Advance
+from bouton.step.pieces import parts_of
+from bouton.step.place import Place
+from bouton.step.product import FixedRates, blend, rates_of
+from bouton.synapse import SynapseGroup
+from bouton.tensors.precision import is_precise
+from bouton.tensors.processes import process_count
+from bouton.tensors.scratch import PIECE, scratch
+from bouton.tensors.shards import is_spread
+
+_LOST = (
+    "the last step failed while {0} was kept from the optimizer, and its gradient is lost; call "
+    "zero_grad() and backward() again before the next step"
+)
+
+
+class OwnStep:
+    """Keeps the optimizer from one weight by its gradient, and makes the step in its place.
+
+    Large weights are stepped piece by piece, so that each stays in the cache. Where step and rates are
+    one pass, small weights are stepped here, too: their rates alone would take as long as that.
+    """
+
+    def __init__(
+        self, group: SynapseGroup, claims: Sequence[Claim], place: Place, advance: Advance | None
+    ) -> None:
+        self._group, self._claims, self._place, self._advance = group, claims, place, advance
+        in_place = group.layout.views and not is_spread(group.weight)
+        self._is_possible = in_place and group.stored == group.parameter and not group.companions
+        self._has_pieces = group.weight.numel() > PIECE and all(c.mechanism.rowwise for c in claims)
+        self._observes = any(claim.mechanism.observes for claim in claims)
+        self._view = group.layout.nodes if group.layout.transposed else None
+        self.fixed = FixedRates.of(claims)
+        self._withheld: Tensor | None = None  # the gradient, within a step
+        self.is_due = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_withheld": None, "is_due": False}
+
+    def take(self, optimizer: Optimizer) -> bool:
+        """Keep the optimizer from the weight, if its step can be made here and is better made here."""
+        advance, weight = self._advance, self._group.weight
+        if advance is None or not self._is_possible or weight.grad is None:
+            return False
+        if not (advance.is_one_pass(weight) or (self._has_pieces and is_precise(weight))):
+            return False
+        if weight.grad.layout is not torch.strided:
+            return False
+        if self._observes and process_count() > 1:
+            return False  # processes meet for a survey, and must meet in one order
+        settings = self._place.settings(optimizer)
+        if not self._place.is_only or not advance.is_ready(optimizer, settings, weight):
+            return False
+        self._withheld, weight.grad = weight.grad, None  # so that the optimizer skips it
+        return True
+
+    def give_back(self) -> None:
+        """Give the weight the gradient that was withheld from the optimizer."""
+        if self._withheld is not None:
+            self._group.weight.grad, self._withheld, self.is_due = self._withheld, None, True
+
+    def forget(self) -> None:
+        """Take back what a step that failed has left."""
+        if self._withheld is not None and self._group.weight.grad is None:
+            warnings.warn(_LOST.format(self._group.name), stacklevel=6)
+        self._withheld, self.is_due = None, False
+
+    def repeat(self, optimizer: Optimizer) -> bool:
+        """Make the step if it is due and its rates are those of the last one; False if it was not made."""
+        if not self.is_due or self.fixed is None:
+            return False
+        advance, weight, settings = self._advance, self._group.weight, self._place.settings(optimizer)
+        assert advance is not None
+        rates = self.fixed.of_weight(weight)
+        if not advance.scaled(optimizer, settings, weight, self._view, rates, stays=True):
+            return False
+        self.is_due = False
+        advance.finish(optimizer, weight)
+        return True
+
+    def make(self, optimizer: Optimizer) -> None:
+        """Make the step, of one part of the weight after another."""
+        weight, advance, claims = self._group.weight, self._advance, self._claims
+        assert advance is not None
+        self.is_due, settings = False, self._place.settings(optimizer)
+        seen = [claim.blocks(weight.detach(), weight.grad, alone=False) for claim in claims]
+        for view, parts in parts_of(self._group, claims, seen):
+            rates = rates_of(claims, parts)
+            if not advance.scaled(optimizer, settings, weight, view, rates):
+                now = view(weight.detach())
+                before = scratch("before", now).copy_(now)
+                advance.part(optimizer, settings, weight, view)
+                blend(before, now, rates)
+        advance.finish(optimizer, weight)
