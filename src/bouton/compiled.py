@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, wraps
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +59,18 @@ def keep_out_of_graphs(kind: type, *methods: str, reason: str) -> None:
     Not a decorator, because :mod:`torch._dynamo` takes seconds to import.
     """
     for name in methods:
-        setattr(kind, name, torch.compiler.disable(vars(kind)[name], reason=reason))
+        setattr(kind, name, _kept_out(vars(kind)[name], reason))
+
+
+def _kept_out(method: Callable[..., Any], reason: str) -> Callable[..., Any]:
+    apart = torch.compiler.disable(method, reason=reason)
+
+    @wraps(method)
+    def either(*arguments: Any) -> Any:
+        # that of torch calls five functions of its own, in each step, also where nothing is compiled
+        return apart(*arguments) if torch.compiler.is_compiling() else method(*arguments)
+
+    return either
 
 
 class Unscripted:
