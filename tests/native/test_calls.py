@@ -248,13 +248,13 @@ def test_masked_writes(torch_alone, shape, seed):
 def results():
     weight, other = numbers((300, 700), 1), numbers((300, 700), 2)
     rates, deviated = torch.empty_like(weight), torch.empty_like(weight)
-    calls.volume_rates(weight, 2.0, None, None, rates)
+    total = torch.tensor(calls.volume_rates(weight, 2.0, None, rates), dtype=torch.float64)
     calls.deviate(deviated, weight, other, other, 0.5)
     changed, values = calls.remodel(weight, torch.tensor(3.0), 4.0, 1.0, 0, (1, 2))
     counts = torch.zeros(300, dtype=torch.float64)
     calls.count_beyond(weight, -2, 0.1, counts)
     sums = calls.row_sizes(weight), calls.mean_size(weight), calls.largest_size(weight)
-    pooled = calls.pool(weight, 2, -1), calls.pool(weight, 2, -2), calls.volume_total(weight, 2.0)
+    pooled = calls.pool(weight, 2, -1), calls.pool(weight, 2, -2), total
     return [rates, deviated, changed, values, counts, *sums, *pooled]
 
 

@@ -174,6 +174,17 @@ def test_closures_make_gradients_within_the_step(optimizer_name):
     check_same(*runs[0], *runs[1])
 
 
+@pytest.mark.parametrize("mechanism", [NEUTRAL, bouton.PlasticityDiversity()])
+@pytest.mark.parametrize("optimizer_name", ["momentum", "adamw"])
+def test_a_graph_from_before_a_step_is_refused_as_by_torch(optimizer_name, mechanism):
+    model, optimizer, _ = make(optimizer_name, [mechanism])
+    step(model, optimizer, 0)
+    loss = model[0](torch.ones(1, 401, requires_grad=True)).sum()
+    step(model, optimizer, 1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 def test_no_gradient_is_kept():
     model, optimizer, _ = make("adamw", [NEUTRAL])
     step(model, optimizer, 0)

@@ -12,8 +12,9 @@ from torch import Tensor
 from bouton.mechanism import Mechanism, register
 from bouton.mechanisms.fluctuation import fluctuate, noise_of
 from bouton.mechanisms.sizes import over_pieces, passing_sizes, sizes
-from bouton.native.calls import serves, volume_rates, volume_total
+from bouton.native.calls import serves, volume_rates
 from bouton.sites import Deviation, Synapses
+from bouton.tensors.scratch import scratch
 
 
 def volumes(weight: Tensor) -> Tensor:
@@ -96,18 +97,31 @@ class VolumePlasticity(Mechanism):
         known = self._smallest(weight)
         if not self.normalize:
             return known
-        total = None if known else volume_total(weight, self._steepness)
-        if total is None:
-            sums = over_pieces(lambda part: self._mean_rate(part, known).sum(), weight)
-            total = torch.stack(sums).sum(dtype=torch.float64)
-        return {**known, "scale": weight.numel() / total}
+        total = None if known else volume_rates(weight, self._steepness, None, None)
+        if total is not None:
+            return {"scale": torch.tensor(weight.numel() / total, dtype=torch.float64)}
+        sums = over_pieces(lambda part: self._mean_rate(part, known).sum(), weight)
+        return {**known, "scale": weight.numel() / torch.stack(sums).sum(dtype=torch.float64)}
 
     def deviation(self, synapses: Synapses) -> Deviation | None:
+        weight, known = synapses.weight, synapses.survey or {}
         if self.normalize and self.stability == 0 and self.spread == 0:
-            return Deviation(synapses.weight.new_zeros(()), 0.0)
-        return None
+            return Deviation(weight.new_zeros(()), 0.0)
+        if self.stability > _STEEP or not weight.numel() or not serves(weight):
+            return None
+        rates, noise = scratch("volume", weight), noise_of(synapses, self.spread) if self.spread else None
+        total = volume_rates(weight, self._steepness, noise, rates)
+        assert total is not None
+        if not self.normalize:
+            scale = self.base * math.exp(-self.stability)
+        else:  # the loops work on numbers of the host, for which nothing waits
+            scale = known["scale"].item() if "scale" in known else weight.numel() / total
+        return Deviation(rates, scale, shift=-1.0)
 
     def rule(self, synapses: Synapses) -> Tensor:
+        made = self.deviation(synapses)
+        if made is not None:
+            return (made.values * made.scale + (1 + made.shift)).expand(synapses.weight.shape)
         weight, known = synapses.weight, synapses.survey
         if known is None:
             known = self._smallest(weight)
@@ -115,10 +129,6 @@ class VolumePlasticity(Mechanism):
         if not self.normalize:
             base = self.base if "smallest" in known else self.base * math.exp(-self.stability)
             scale = weight.new_full((), base, dtype=torch.float64)
-        if "smallest" not in known and serves(weight):
-            made, noise = torch.empty_like(weight), noise_of(synapses, self.spread) if self.spread else None
-            volume_rates(weight, self._steepness, scale, noise, made)
-            return made
         rate = self._mean_rate(weight, known)
         if scale is None:
             scale = rate.mean().reciprocal()  # in place, a mean that is spread would not be inverted

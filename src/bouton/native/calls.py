@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from bouton.native.library import Noise as _Noise
 from bouton.native.library import Rates, library
 
 _KINDS = (Tensor, nn.Parameter)  # and none that stand in for others
@@ -139,33 +140,17 @@ def as_rates(
     return Rates(values.data_ptr(), width, scale, shift, place, rows, count // rows)
 
 
-def volume_total(weight: Tensor, steepness: float) -> Tensor | None:
-    """The sum of ``2 ** (steepness / (|w| + 1))`` in float64."""
-    if (loops := ready(weight)) is None:
-        return None
-    total = weight.new_empty((), dtype=torch.float64)
-    threads = torch.get_num_threads()
-    loops.volume_total(weight.data_ptr(), weight.numel(), steepness, total.data_ptr(), threads)
-    return total
-
-
 def volume_rates(
-    weight: Tensor, steepness: float, scale: Tensor | None, noise: Noise | None, rates: Tensor
-) -> bool:
-    """Make ``scale * noise * 2 ** (steepness / (|w| + 1))``; without a scale in float64 the mean is 1."""
-    if (loops := ready(weight, rates)) is None:
-        return False
-    place = (None, 1, 1, 0, 0, 0) if noise is None else (noise.table.data_ptr(), *noise[1:])
-    loops.volume_rates(
-        weight.data_ptr(),
-        weight.numel(),
-        steepness,
-        None if scale is None else scale.data_ptr(),
-        *place,
-        rates.data_ptr(),
-        torch.get_num_threads(),
-    )
-    return True
+    weight: Tensor, steepness: float, noise: Noise | None, rates: Tensor | None
+) -> float | None:
+    """The sum of ``2 ** (steepness / (|w| + 1))``; ``rates``, if given, become that times noise."""
+    if (loops := ready(weight, weight if rates is None else rates)) is None:
+        return None
+    given = _Noise() if noise is None else _Noise(noise.table.data_ptr(), *noise[1:])
+    place = None if rates is None else rates.data_ptr()
+    threads = torch.get_num_threads()
+    total: float = loops.volume_rates(weight.data_ptr(), weight.numel(), steepness, given, place, threads)
+    return total
 
 
 def crystallize(

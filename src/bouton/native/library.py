@@ -102,6 +102,15 @@ class Rates(ctypes.Structure):
     )
 
 
+class Noise(ctypes.Structure):
+    """``noise_t`` of rules.c."""
+
+    _fields_ = (
+        ("table", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("size", "run", "start", "first", "stride")),
+    )
+
+
 class Sgd(ctypes.Structure):
     """``sgd_t`` of steps.c."""
 
@@ -118,8 +127,7 @@ _ARGUMENTS = {  # p for a tensor, n for a count, f for a number, i for a choice,
     "deviate": "pppRi",
     "blend": "ppRi",
     "sgd": "pppSRi",
-    "volume_total": "pnfpi",
-    "volume_rates": "pnfppnnnnnpi",
+    "volume_rates": "pnfNpi",
     "crystallize": "pppfpfni",
     "count_beyond": "pnnnfpi",
     "activity": "ppppn",
@@ -129,6 +137,7 @@ _ARGUMENTS = {  # p for a tensor, n for a count, f for a number, i for a choice,
     "put_where": "pppni",
     "clear_where": "ppni",
 }
+_SUMS = {"volume_rates"}
 _TYPES = {
     "p": ctypes.c_void_p,
     "n": ctypes.c_int64,
@@ -136,6 +145,7 @@ _TYPES = {
     "i": ctypes.c_int,
     "u": ctypes.c_uint32,
     "R": Rates,
+    "N": Noise,
     "S": Sgd,
 }
 
@@ -143,5 +153,6 @@ _TYPES = {
 def _declared(loaded: ctypes.CDLL) -> ctypes.CDLL:
     for name, arguments in _ARGUMENTS.items():
         function = getattr(loaded, name)
-        function.argtypes, function.restype = [_TYPES[kind] for kind in arguments], None
+        function.argtypes = [_TYPES[kind] for kind in arguments]
+        function.restype = ctypes.c_double if name in _SUMS else None
     return loaded

@@ -2,7 +2,13 @@
 
 #include "common.h"
 
-static double rates_of_block(const float *weight, float steepness, float *rates, count_t count) {
+// A table of noise: run after run of synapses reads it from a place of its own. `start` is the place of the first.
+typedef struct {
+  const float *table;
+  count_t size, run, start, first, stride;
+} noise_t;
+
+static double volumes(const float *weight, float steepness, float *rates, count_t count) {
   float sum = 0.0f;
   SIMD_SUM(sum)
   for (count_t i = 0; i < count; i++) {
@@ -13,49 +19,30 @@ static double rates_of_block(const float *weight, float steepness, float *rates,
   return sum;
 }
 
-// Rates 2 ** (steepness / (|w| + 1)), where there is room for them, and their sum.
-static double mean_rates(const float *weight, count_t count, float steepness, float *rates, int threads) {
+static void fluctuate(float *rates, noise_t noise, count_t begin, count_t end) {
+  while (begin < end) {
+    count_t run = (noise.start + begin) / noise.run, until = least((run + 1) * noise.run - noise.start, end);
+    const float *own = noise.table + (noise.first + run * noise.stride) % noise.size + (noise.start - run * noise.run);
+    SIMD
+    for (count_t i = begin; i < until; i++) rates[i] *= own[i];
+    begin = until;
+  }
+}
+
+// Rates noise * 2 ** (steepness / (|w| + 1)), where there is room for them and a table of noise; and the sum of
+// what they are without noise.
+double volume_rates(const float *weight, count_t count, float steepness, noise_t noise, float *rates, int threads) {
   double sums[PARTS];
   THREADS(count)
   for (int part = 0; part < PARTS; part++) {
     sums[part] = 0.0;
     for (count_t block = first_of(part, count); block < first_of(part + 1, count); block++) {
-      count_t begin = block * BLOCK;
-      float *own = rates ? rates + begin : 0;
-      sums[part] += rates_of_block(weight + begin, steepness, own, least(BLOCK, count - begin));
+      count_t begin = block * BLOCK, end = least(begin + BLOCK, count);
+      sums[part] += volumes(weight + begin, steepness, rates ? rates + begin : 0, end - begin);
+      if (rates && noise.table) fluctuate(rates, noise, begin, end);
     }
   }
   return sum_of(sums);
-}
-
-void volume_total(const float *weight, count_t count, float steepness, double *total, int threads) {
-  *total = mean_rates(weight, count, steepness, 0, threads);
-}
-
-// The rates times `scale`, by default that which makes their mean 1, and times noise, if there is a table of
-// it: run after run of synapses reads it from a place of its own. `start` is the place of the first synapse.
-void volume_rates(const float *weight, count_t count, float steepness, const double *scale, const float *table,
-                  count_t size, count_t run, count_t start, count_t first, count_t stride, float *rates,
-                  int threads) {
-  double total = scale ? 0.0 : mean_rates(weight, count, steepness, rates, threads);
-  float factor = (float)(scale ? *scale : (double)count / total);
-  THREADS(count)
-  for (count_t begin = 0; begin < count; begin += BLOCK) {
-    count_t end = least(begin + BLOCK, count);
-    if (scale) rates_of_block(weight + begin, steepness, rates + begin, end - begin);
-    if (!table) {
-      SIMD
-      for (count_t i = begin; i < end; i++) rates[i] *= factor;
-      continue;
-    }
-    for (count_t i = begin; i < end;) {
-      count_t own = (start + i) / run, until = least((own + 1) * run - start, end);
-      const float *noise = table + (first + own * stride) % size + (start - own * run);
-      SIMD
-      for (count_t j = i; j < until; j++) rates[j] *= factor * noise[j];
-      i = until;
-    }
-  }
 }
 
 // Crystallization: `less` is what the factor differs from 1 by.

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.adam import adam
 from torch.optim.sgd import sgd
@@ -144,7 +145,10 @@ class _Sgd(Advance):
         if view is not None:
             weight, gradient = view(weight), None if gradient is None else view(gradient)
             buffer = None if buffer is None else view(buffer)
-        return is_torchs() and self._step(weight, gradient, buffer, rates, settings, stays)
+        if not (is_torchs() and self._step(weight, gradient, buffer, rates, settings, stays)):
+            return False
+        increment_version(weight)  # which torch does where it writes itself
+        return True
 
 
 def _momentum(optimizer: Optimizer, weight: Tensor) -> Tensor | None:
