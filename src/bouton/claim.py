@@ -208,9 +208,11 @@ class Claim:
         # Weights change block by block; a layer's output has one node for all of its blocks.
         view = self.layout.split if self.mechanism.site in ("rate", "structure") else self._units
         weights, memory = view(weight), self.memory
-        self.refuse_sparse(gradient)
-        gradients = None if gradient is None else view(gradient.detach())
-        beside = [view(companion) for companion in companions]
+        gradients = None
+        if gradient is not None:
+            self.refuse_sparse(gradient)
+            gradients = view(gradient.detach())
+        beside = [view(companion) for companion in companions] if companions else ()
         if not memory.states:
             memory.states = [{} for _ in weights]
         found, start = [], 0

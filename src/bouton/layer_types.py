@@ -57,7 +57,7 @@ class Layout:
 
     def split(self, tensor: Tensor) -> tuple[Tensor, ...]:
         """See a weight-shaped tensor as its blocks, each ``[node, fan-in...]``."""
-        nodes = self.nodes(tensor)
+        nodes = self.nodes(tensor) if self.transposed else tensor
         return (nodes,) if self.blocks == 1 else nodes.tensor_split(self.blocks)
 
     def join(self, blocks: list[Tensor]) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bouton.mechanism import Mechanism, checked_clip, register
 from bouton.mechanisms.sizes import over_pieces, passing_abs
-from bouton.native.calls import row_sizes, to_shares
+from bouton.native.calls import shares
 from bouton.sites import Synapses
 from bouton.synapse import SynapseGroup
 
@@ -31,6 +31,9 @@ def responsibility(
     A layer whose weights are all zero has no share to tell apart, and gets the factor 1. So does, before
     ``clip``, a node whose sum is not finite; it is left out of the maximum.
     """
+    found = shares((weight, *companions), clip, normalize)
+    if found is not None:
+        return found
     total = _sizes(weight)
     for other in companions:
         total = total + _sizes(other)
@@ -45,16 +48,11 @@ def presynaptic_responsibility(
 
 
 def _sizes(weight: Tensor) -> Tensor:
-    native = row_sizes(weight)
-    if native is not None:
-        return native
     sums = over_pieces(lambda part: passing_abs("size", part).flatten(1).sum(1), weight)
     return sums[0] if len(sums) == 1 else torch.cat(sums)
 
 
 def _shares(total: Tensor, clip: tuple[float, float] | None, normalize: bool) -> Tensor:
-    if to_shares(total, clip, normalize):
-        return total
     known = total.nan_to_num(0.0, 0.0)  # of the nodes alone, which costs less than of all synapses
     largest = known.amax() if len(total) else total.sum()
     # 2 * after the division, because twice the largest number is infinite; 1/2 where a sum is not finite,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -60,8 +61,8 @@ def row_sizes(weight: Tensor) -> Tensor | None:
     """The sum of sizes of each row ``[node]``."""
     if (loops := ready(weight)) is None:
         return None
-    rows, sums = len(weight), weight.new_empty(len(weight))
-    columns = weight.numel() // rows if rows else 0
+    rows = weight.shape[0]
+    sums, columns = weight.new_empty(rows), weight.numel() // rows if rows else 0
     loops.row_sizes(weight.data_ptr(), rows, columns, sums.data_ptr(), torch.get_num_threads())
     return sums
 
@@ -75,13 +76,16 @@ def mean_size(weight: Tensor) -> Tensor | None:
     return mean
 
 
-def to_shares(sums: Tensor, clip: tuple[float, float] | None, normalize: bool) -> bool:
-    """Make sums of sizes the factors of :class:`bouton.Grapes`, in place."""
-    if (loops := ready(sums)) is None:
-        return False
-    low, high = clip or (0.0, torch.inf)
-    loops.shares(sums.data_ptr(), len(sums), low, high, normalize)
-    return True
+def shares(weights: Sequence[Tensor], clip: tuple[float, float] | None, normalize: bool) -> Tensor | None:
+    """The factors of :class:`bouton.Grapes` of nodes into which all of some weights lead."""
+    sums, (low, high) = row_sizes(weights[0]), clip or (0.0, torch.inf)
+    for other in weights[1:]:
+        more = row_sizes(other)
+        sums = None if sums is None or more is None else sums.add_(more)
+    if sums is None or (loops := library()) is None:
+        return None
+    loops.shares(sums.data_ptr(), sums.numel(), low, high, normalize)
+    return sums
 
 
 def deviate(

@@ -23,7 +23,10 @@ class SgdStep:
     """
 
     def __init__(self) -> None:
-        self._seen: tuple[Deviation, Rates, int, int | None] | None = None
+        self._places: tuple[int, int | None] | None = (
+            None  # of weight and buffer, if the loop can read them
+        )
+        self._rates: tuple[Deviation, Rates] | None = None
 
     def __reduce__(self) -> tuple[type[SgdStep], tuple[()]]:
         return SgdStep, ()  # a copy has memory of its own
@@ -38,21 +41,24 @@ class SgdStep:
         stays: bool = False,
     ) -> bool:
         """Make it in place; False where the loop does not serve. ``stays``: that of the rates."""
-        if gradient is None:
+        if gradient is None or (loops := ready(gradient)) is None:
             return False
-        place, moved = weight.data_ptr(), None if buffer is None else buffer.data_ptr()
-        seen, given = self._seen, None
-        if seen is not None and seen[0] is rates and seen[2] == place and seen[3] == moved:
-            given = seen[1]
+        shape, place = weight.shape, weight.data_ptr()
+        moved = None if buffer is None else buffer.data_ptr()
+        places = place, moved
+        if self._places != places:
+            if not serves(weight, weight if buffer is None else buffer):
+                return False
+            self._places, self._rates = places, None
+        if gradient.shape != shape or (buffer is not None and buffer.shape != shape):
+            return False
+        if self._rates is not None and self._rates[0] is rates:
+            given = self._rates[1]
         else:
-            given = as_rates(weight, *rates)
-            if given is None or not serves(weight, weight if buffer is None else buffer):
+            found = as_rates(weight, *rates)
+            if found is None:
                 return False
-            if buffer is not None and buffer.shape != weight.shape:
-                return False
-            self._seen = (rates, given, place, moved) if stays else None
-        if (loops := ready(gradient)) is None or gradient.shape != weight.shape:
-            return False
+            given, self._rates = found, (rates, found) if stays else None
         own = Sgd(
             settings["lr"],
             settings["momentum"],

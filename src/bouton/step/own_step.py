@@ -11,10 +11,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from bouton.claim import Claim
+from bouton.sites import Synapses
 from bouton.step.advance import Advance
 from bouton.step.pieces import parts_of
 from bouton.step.place import Place
 from bouton.step.product import FixedRates, blend, rates_of
+from bouton.step.updates import Settings, View
 from bouton.synapse import SynapseGroup
 from bouton.tensors.precision import is_precise
 from bouton.tensors.processes import process_count
@@ -41,6 +43,7 @@ class OwnStep:
         in_place = group.layout.views and not is_spread(group.weight)
         self._is_possible = in_place and group.stored == group.parameter and not group.companions
         self._has_pieces = group.weight.numel() > PIECE and all(c.mechanism.rowwise for c in claims)
+        self._is_whole = group.layout.blocks == 1 and not self._has_pieces
         self._observes = any(claim.mechanism.observes for claim in claims)
         self._view = group.layout.nodes if group.layout.transposed else None
         self.fixed = FixedRates.of(claims)
@@ -97,11 +100,21 @@ class OwnStep:
         assert advance is not None
         self.is_due, settings = False, self._place.settings(optimizer)
         seen = [claim.blocks(weight.detach(), weight.grad, alone=False) for claim in claims]
-        for view, parts in parts_of(self._group, claims, seen):
-            rates = rates_of(claims, parts)
-            if not advance.scaled(optimizer, settings, weight, view, rates):
-                now = view(weight.detach())
-                before = scratch("before", now).copy_(now)
-                advance.part(optimizer, settings, weight, view)
-                blend(before, now, rates)
+        if self._is_whole:
+            self._make_part(optimizer, settings, self._view, [block for (block,) in seen])
+        else:
+            for view, parts in parts_of(self._group, claims, seen):
+                self._make_part(optimizer, settings, view, parts)
         advance.finish(optimizer, weight)
+
+    def _make_part(
+        self, optimizer: Optimizer, settings: Settings, view: View | None, parts: Sequence[Synapses]
+    ) -> None:
+        weight, advance, rates = self._group.weight, self._advance, rates_of(self._claims, parts)
+        assert advance is not None
+        if not advance.scaled(optimizer, settings, weight, view, rates):
+            view = view or self._group.layout.nodes
+            now = view(weight.detach())
+            before = scratch("before", now).copy_(now)
+            advance.part(optimizer, settings, weight, view)
+            blend(before, now, rates)
