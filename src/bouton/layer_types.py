@@ -66,7 +66,7 @@ class Layout:
 
     def units(self, tensor: Tensor) -> Tensor:
         """See a weight-shaped tensor by the nodes of the layer's output, each with all of its blocks."""
-        nodes = self.nodes(tensor)
+        nodes = self.nodes(tensor) if self.transposed else tensor
         return nodes if self.blocks == 1 else nodes.unflatten(0, (self.blocks, -1)).transpose(0, 1)
 
 

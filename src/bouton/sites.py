@@ -160,16 +160,18 @@ class Rewiring(NamedTuple):
 
 
 class Deviation(NamedTuple):
-    """A rate as what it differs from 1 by: ``1 + shift + scale * values * nodes``.
+    """A rate as what it differs from 1 by: ``(1 + shift + scale * values * nodes) * factor``.
 
-    ``values`` has the shape of the weight, or one that broadcasts to it, and any real type. ``nodes``, if
-    given, has a factor for each node, in the shape ``[node, 1...]``.
+    ``values`` has the shape of the weight, or one that broadcasts to it, and any real type. If given,
+    ``nodes`` has a factor for each node, in the shape ``[node, 1...]``, and ``factor`` a further one for
+    each node or synapse.
     """
 
     values: Tensor
     scale: float = 1.0
     nodes: Tensor | None = None
     shift: float = 0.0
+    factor: Tensor | None = None
 
 
 class WiringRule(Protocol):

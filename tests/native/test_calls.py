@@ -90,6 +90,10 @@ def test_deviate_and_blend(shape, seed, dtype, kind):
     close(made, expected, atol=2e-6)
     assert calls.blend(now, before, values, 0.25, nodes)
     close(now, blended, atol=2e-6)
+    factor, now = numbers(shape, seed + 4), out.clone()
+    blended = before.double() + (now.double() - before.double()) * (0.5 + deviation) * factor.double()
+    assert calls.blend(now, before, values, 0.25, nodes, -0.5, factor)
+    close(now, blended, atol=2e-5)
 
 
 def test_rates_from_0_to_1_keep_bits_as_lerp_does():

@@ -194,7 +194,7 @@ class PlasticityDiversity(Mechanism):
         return SeededRates(repeated(synapses).key(), nu, self.clip, synapses.start)
 
     def rule(self, synapses: Synapses) -> Tensor:
-        values, scale, nodes, _ = self.deviation(synapses)
+        values, scale, nodes, *_ = self.deviation(synapses)
         values = values if nodes is None else values * nodes
         # in one operation, in the wider of both types; a number without axes would not count for that
         one = torch.ones(1, dtype=wide(synapses.weight.dtype), device=values.device)

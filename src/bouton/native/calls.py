@@ -114,9 +114,10 @@ def blend(
     scale: float,
     nodes: Tensor | None = None,
     shift: float = 0.0,
+    factor: Tensor | None = None,
 ) -> bool:
-    """``now = before + (now - before) * (1 + shift + scale * values * nodes)``."""
-    rates = as_rates(now, values, scale, nodes, shift)
+    """``now = before + (now - before) * factor * (1 + shift + scale * values * nodes)``."""
+    rates = as_rates(now, values, scale, nodes, shift, factor)
     if rates is None or (loops := ready(now, before)) is None or before.shape != now.shape:
         return False
     loops.blend(now.data_ptr(), before.data_ptr(), rates, torch.get_num_threads())
@@ -124,14 +125,22 @@ def blend(
 
 
 def as_rates(
-    synapses: Tensor, values: Tensor, scale: float, nodes: Tensor | None, shift: float
+    synapses: Tensor,
+    values: Tensor,
+    scale: float,
+    nodes: Tensor | None,
+    shift: float,
+    factor: Tensor | None = None,
 ) -> Rates | None:
     """Rates of some synapses as the loops take them; all tensors must be there until those are done."""
     width, count, alike = _WIDTHS.get(values.dtype), synapses.numel(), values.shape == synapses.shape
     if width is None or not count or not _is_plain(values, values.dtype):
         return None
+    if factor is not None and (factor.shape != synapses.shape or not _is_plain(factor, torch.float32)):
+        return None
+    others = None if factor is None else factor.data_ptr()
     if alike and nodes is None:
-        return Rates(values.data_ptr(), width, scale, shift, None, 1, count)
+        return Rates(values.data_ptr(), width, scale, shift, None, others, 1, count)
     rows = len(synapses)
     by_node = (rows, *[1] * (synapses.ndim - 1))
     if nodes is not None and (nodes.shape != by_node or not _is_plain(nodes, torch.float32)):
@@ -141,7 +150,7 @@ def as_rates(
             return None
         values, nodes, width = synapses, values, 0  # which are not read
     place = None if nodes is None else nodes.data_ptr()
-    return Rates(values.data_ptr(), width, scale, shift, place, rows, count // rows)
+    return Rates(values.data_ptr(), width, scale, shift, place, others, rows, count // rows)
 
 
 def volume_rates(

@@ -98,7 +98,8 @@ class Rates(ctypes.Structure):
     _fields_ = (
         *(("values", ctypes.c_void_p), ("bytes", ctypes.c_int)),
         *(("scale", ctypes.c_float), ("shift", ctypes.c_float)),
-        *(("factors", ctypes.c_void_p), ("rows", ctypes.c_int64), ("columns", ctypes.c_int64)),
+        *(("nodes", ctypes.c_void_p), ("others", ctypes.c_void_p)),
+        *(("rows", ctypes.c_int64), ("columns", ctypes.c_int64)),
     )
 
 

@@ -26,9 +26,16 @@ static void widen(const uint16_t *values, float *out, count_t count) {
   for (; i < count; i++) out[i] = widened(values[i]);
 }
 
+static block_t times(block_t block, const float *others, float *room) {
+  SIMD
+  for (count_t i = 0; i < block.count; i++)
+    room[i] = others[i] * (1.0f + block.shift + block.scale * block.values[i]) - 1.0f;
+  return (block_t){block.first, block.count, room, 1.0f, 0.0f};
+}
+
 void for_each_block(work_t *work, const void *own, rates_t rates, int threads) {
   count_t rows = rates.rows, columns = rates.columns;
-  if (!rates.factors) columns *= rows, rows = 1;
+  if (!rates.nodes) columns *= rows, rows = 1;
   count_t blocks = (columns + BLOCK - 1) / BLOCK;
   THREADS(rows * columns)
   for (count_t number = 0; number < rows * blocks; number++) {
@@ -38,8 +45,8 @@ void for_each_block(work_t *work, const void *own, rates_t rates, int threads) {
     const float *values = rates.bytes == 4 ? (const float *)rates.values + first : room;
     if (rates.bytes == 2) widen((const uint16_t *)rates.values + first, room, count);
     for (count_t i = 0; !rates.bytes && i < count; i++) room[i] = 1.0f;
-    float scale = rates.factors ? rates.scale * rates.factors[row] : rates.scale;
-    work(own, (block_t){first, count, values, scale, rates.shift});
+    block_t block = {first, count, values, rates.nodes ? rates.scale * rates.nodes[row] : rates.scale, rates.shift};
+    work(own, rates.others ? times(block, rates.others + first, room) : block);
   }
 }
 

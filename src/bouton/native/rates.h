@@ -1,5 +1,5 @@
-// Rates of synapses, as loops read them: 1 + shift + scale * value, where `factors`, if there are any, have a
-// further factor of the value for each row.
+// Rates of synapses, as loops read them: 1 + shift + scale * value, where `nodes`, if there are any, have a factor
+// of the value for each row, and `others` one of the whole rate for each synapse.
 
 #pragma once
 
@@ -9,7 +9,7 @@ typedef struct {
   const char *values;
   int bytes;  // of each value: 4, 2, or 0 where all of them are 1
   float scale, shift;
-  const float *factors;
+  const float *nodes, *others;
   count_t rows, columns;
 } rates_t;
 

@@ -13,7 +13,7 @@ from torch.optim.sgd import sgd
 from bouton.native.calls import as_rates, ready, serves
 from bouton.native.library import Rates, Sgd, library
 
-Deviation = tuple[Tensor, float, Tensor | None, float]  # values, scale, nodes, shift
+Deviation = tuple[Tensor, float, Tensor | None, float, Tensor | None]  # as bouton.Deviation
 
 
 class SgdStep:
@@ -98,6 +98,6 @@ def _agrees(**settings: Any) -> bool:
     (weight, gradient, buffer), (own, _, kept) = drawn.clone(), drawn
     moves = settings["momentum"] > 0
     sgd([weight], [gradient], [buffer if moves else None], **settings)
-    plain = torch.ones_like(own), 0.0, None, 0.0
+    plain = torch.ones_like(own), 0.0, None, 0.0, None
     stepped = SgdStep()(own, gradient, kept if moves else None, plain, settings)
     return stepped and torch.equal(own, weight) and torch.equal(kept, buffer)

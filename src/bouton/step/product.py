@@ -51,26 +51,30 @@ def rates_of(claims: Sequence[Claim], parts: Sequence[Synapses]) -> Deviation:
             factors.append(claim.factor(part))  # may be one for each node
         else:
             deviations.append(known)
-    if not factors and len(deviations) == 1:
-        return deviations[0]
-    weight = parts[0].weight
-    made = scratch("product", weight, wide(weight.dtype))
+    if len(deviations) == 1 and len(factors) <= 1:  # left to the pass that adds them
+        return deviations[0]._replace(factor=factors[0]) if factors else deviations[0]
+    made = scratch("product", parts[0].weight, wide(parts[0].weight.dtype))
     if not factors:
         factors = [_rate(deviations.pop(), made)]
+    return Deviation(_product(factors, deviations, made), shift=-1.0)
+
+
+def _product(factors: Sequence[Tensor], deviations: Sequence[Deviation], made: Tensor) -> Tensor:
     product = factors[0]
     for factor in factors[1:]:
-        product = torch.mul(product, factor.expand(weight.shape), out=made)
+        product = torch.mul(product, factor.expand(made.shape), out=made)
     for deviation in deviations:
-        product = product.expand(weight.shape)
+        product = product.expand(made.shape)
         _deviate(made, product, product, deviation)
         product = made
-    return Deviation(product, shift=-1.0)
+    return product
 
 
 def blend(before: Tensor, now: Tensor, rates: Deviation) -> None:
     """Scale what was added to synapses ``before``, of which ``now`` is the sum, in place."""
     if _is_1(rates) or native.blend(now, before, *rates):
         return
+    rates = _without_factor(rates, now)
     rate = _rate(rates, scratch("blend", now, wide(now.dtype)))
     # lerp, not before + rate * (now - before): where the rate is 1 it keeps the weight's bits
     torch.lerp(before, now, rate.to(now.dtype), out=now)
@@ -79,15 +83,23 @@ def blend(before: Tensor, now: Tensor, rates: Deviation) -> None:
 def rescale(synapses: Tensor, update: Update, rates: Deviation) -> None:
     """Add what an update lacks to synapses that have just seen it."""
     if not _is_1(rates):
+        rates = _without_factor(rates, synapses)
         _deviate(synapses, synapses, update.direction, rates, update.size)
 
 
 def _is_1(rates: Deviation) -> bool:
-    return not (rates.scale or rates.shift)
+    return not (rates.scale or rates.shift) and rates.factor is None
+
+
+def _without_factor(rates: Deviation, synapses: Tensor) -> Deviation:
+    if rates.factor is None:
+        return rates
+    made = scratch("product", synapses, wide(synapses.dtype))
+    return Deviation(_product([rates.factor], [rates._replace(factor=None)], made), shift=-1.0)
 
 
 def _rate(rates: Deviation, made: Tensor) -> Tensor:
-    if rates[1:] == (1.0, None, -1.0):
+    if rates[1:] == (1.0, None, -1.0, None):
         return rates.values
     return made.copy_(_each(rates)).mul_(rates.scale).add_(1 + rates.shift)
 
@@ -104,7 +116,7 @@ def _each(rates: Deviation) -> Tensor:
 
 def _deviate(out: Tensor, base: Tensor, change: Tensor, rates: Deviation, size: float = 1.0) -> None:
     """``out = base + size * change * (rates - 1)``."""
-    values, scale, nodes, shift = rates
+    values, scale, nodes, shift, _ = rates
     if native.deviate(out, base, change, values, size * scale, nodes, size * shift):
         return
     each = _each(rates)
