@@ -37,19 +37,19 @@ def ready(*tensors: Tensor, dtype: torch.dtype = torch.float32) -> ctypes.CDLL |
         return None
     if torch._C._len_torch_dispatch_stack():  # of what watches torch's operations, as fake tensors do
         return None
+    return library() if _are_plain(tensors, dtype) else None
+
+
+def _are_plain(tensors: Sequence[Tensor], dtype: torch.dtype) -> bool:
+    """Whether the numbers of tensors lie side by side in memory, and mean what they say."""
     for tensor in tensors:
-        if not _is_plain(tensor, dtype):
-            return None
-    return library()
-
-
-def _is_plain(tensor: Tensor, dtype: torch.dtype) -> bool:
-    """Whether a tensor's numbers lie side by side in memory, and mean what they say."""
-    if type(tensor) not in _KINDS or tensor.dtype is not dtype or not tensor.is_cpu:
-        return False
-    if tensor.layout is not torch.strided or tensor.is_nested or torch._is_functional_tensor(tensor):
-        return False
-    return tensor.is_contiguous() and not (tensor.is_neg() or tensor._is_zerotensor())
+        if type(tensor) not in _KINDS or tensor.dtype is not dtype or not tensor.is_cpu:
+            return False
+        if tensor.layout is not torch.strided or tensor.is_nested or torch._is_functional_tensor(tensor):
+            return False
+        if not tensor.is_contiguous() or tensor.is_neg() or tensor._is_zerotensor():
+            return False
+    return True
 
 
 def serves(*tensors: Tensor) -> bool:
@@ -134,16 +134,16 @@ def as_rates(
 ) -> Rates | None:
     """Rates of some synapses as the loops take them; all tensors must be there until those are done."""
     width, count, alike = _WIDTHS.get(values.dtype), synapses.numel(), values.shape == synapses.shape
-    if width is None or not count or not _is_plain(values, values.dtype):
+    if width is None or not count or not _are_plain((values,), values.dtype):
         return None
-    if factor is not None and (factor.shape != synapses.shape or not _is_plain(factor, torch.float32)):
+    if factor is not None and (factor.shape != synapses.shape or not _are_plain((factor,), torch.float32)):
         return None
     others = None if factor is None else factor.data_ptr()
     if alike and nodes is None:
         return Rates(values.data_ptr(), width, scale, shift, None, others, 1, count)
     rows = len(synapses)
     by_node = (rows, *[1] * (synapses.ndim - 1))
-    if nodes is not None and (nodes.shape != by_node or not _is_plain(nodes, torch.float32)):
+    if nodes is not None and (nodes.shape != by_node or not _are_plain((nodes,), torch.float32)):
         return None
     if not alike:
         if nodes is not None or values.shape != by_node or width != 4:
@@ -279,4 +279,4 @@ def clear_where(mask: Tensor, out: Tensor) -> bool:
 
 
 def _fits(mask: Tensor, out: Tensor) -> bool:
-    return mask.shape == out.shape and _is_plain(mask, torch.bool)
+    return mask.shape == out.shape and _are_plain((mask,), torch.bool)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -47,7 +47,8 @@ def awaits_error(output: Tensor, name: str) -> bool:
     """
     if transforming():
         return True  # vmap hides what requires a gradient
-    refuse_forward_mode(output, name)
+    if forward_ad._current_level >= 0:
+        refuse_forward_mode(output, name)
     return output.requires_grad
 
 
@@ -68,19 +69,12 @@ def modulate(output: Tensor, factor: Tensor, switch: Switch, name: str) -> Tenso
         return cast(Tensor, _Modulated.apply(output, factor, switch, name))  # type: ignore[no-untyped-call]
     if torch.compiler.is_compiling():
         return cast(Tensor, _ModulatedInGraph.apply(output, factor))  # type: ignore[no-untyped-call]
-    output.register_hook(_Modulate(factor, switch))
+    output.register_hook(partial(_modulated, factor, switch))
     return output
 
 
-@dataclass
-class _Modulate:
-    """A tensor's hook."""
-
-    factor: Tensor
-    switch: Switch
-
-    def __call__(self, error: Tensor) -> Tensor:
-        return error * self.factor if self.switch.on else error
+def _modulated(factor: Tensor, switch: Switch, error: Tensor) -> Tensor:
+    return error * factor if switch.on else error
 
 
 class _ModulatedInGraph(torch.autograd.Function):
@@ -113,7 +107,7 @@ class _Modulated(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, error: Tensor) -> tuple[Tensor, None, None, None]:
         (factor,) = ctx.saved_tensors
-        return _Modulate(factor, ctx.switch)(error), None, None, None
+        return _modulated(factor, ctx.switch, error), None, None, None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:

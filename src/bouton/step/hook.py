@@ -168,12 +168,13 @@ class StepHook:
             claim.memory.doubt = (verdict, claim.memory.counts.since(counts))
 
     def _act(self, optimizer: Optimizer, skipped: Tensor | None) -> None:
-        try:
-            self._scale(optimizer, skipped)
-        except BaseException:
-            for scaling in self._scalings:
-                scaling.forget(optimizer)
-            raise
+        if self._scalings:
+            try:
+                self._scale(optimizer, skipped)
+            except BaseException:
+                for scaling in self._scalings:
+                    scaling.forget(optimizer)
+                raise
         for group, claims in self._structures.items():
             for claim in claims:
                 if claim.memory.step % claim.mechanism.every == 0 and group.weight.grad is not None:
