@@ -6,7 +6,7 @@ import hypothesis
 import pytest
 import torch
 
-from bouton.native import calls
+from bouton.native import ready
 
 # oracles.py and the contract's models
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "contract")]
@@ -31,7 +31,7 @@ def seeded():
 @pytest.fixture
 def without_loops(monkeypatch):
     """Operations of torch do the work of the loops in C."""
-    monkeypatch.setattr(calls, "library", lambda: None)
+    monkeypatch.setattr(ready, "library", lambda: None)
 
 
 @pytest.hookimpl(optionalhook=True)  # of pytest-xdist

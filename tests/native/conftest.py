@@ -4,7 +4,7 @@ import contextlib
 
 import pytest
 
-from bouton.native import calls
+from bouton.native import ready
 from bouton.native.library import library
 
 
@@ -20,10 +20,10 @@ def torch_alone():
 
     @contextlib.contextmanager
     def alone():
-        loops, calls.library = calls.library, lambda: None
+        loops, ready.library = ready.library, lambda: None
         try:
             yield
         finally:
-            calls.library = loops
+            ready.library = loops
 
     return alone

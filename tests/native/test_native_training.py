@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import bouton
-from bouton.native import calls
+from bouton.native import ready
 from bouton.native.library import _ARGUMENTS
 
 CASES = {
@@ -49,14 +49,14 @@ def test_training_is_the_same(torch_alone, name, optimizer_kind):
 
 
 def test_all_loops_are_used(monkeypatch):
-    loops, used = calls.library(), set()
+    loops, used = ready.library(), set()
 
     class Watched:
         def __getattr__(self, name):
             used.add(name)
             return getattr(loops, name)
 
-    monkeypatch.setattr(calls, "library", Watched)
+    monkeypatch.setattr(ready, "library", Watched)
     for mechanism in (
         *(bouton.Grapes(), bouton.Grapes(mode="local"), bouton.MultiSynapse(), bouton.VolumePlasticity()),
         *(bouton.Crystallization(), bouton.SpineRemodeling(every=1)),

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bouton.mechanism import Mechanism, register
 from bouton.mechanisms.sizes import mean_size, passing_abs, passing_sizes
-from bouton.native.calls import crystallize
+from bouton.native.rules import crystallize
 from bouton.sites import Synapses
 from bouton.tensors.precision import wide
 from bouton.tensors.scratch import passes

@@ -7,7 +7,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from bouton.native.calls import Noise
+from bouton.native.rules import Noise
 from bouton.sites import Synapses
 from bouton.tensors.draws import normal
 from bouton.tensors.shards import is_spread

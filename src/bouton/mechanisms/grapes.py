@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bouton.mechanism import Mechanism, checked_clip, register
 from bouton.mechanisms.sizes import over_pieces, passing_abs
-from bouton.native.calls import shares
+from bouton.native.sizes import shares
 from bouton.sites import Synapses
 from bouton.synapse import SynapseGroup
 

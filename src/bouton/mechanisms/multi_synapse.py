@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bouton.mechanism import Mechanism, register
-from bouton.native.calls import pool
+from bouton.native.outputs import pool
 from bouton.passes.modulation import transforming
 from bouton.sites import Synapses
 from bouton.synapse import SynapseGroup

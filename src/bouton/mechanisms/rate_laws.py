@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bouton.mechanisms.sizes import mean_size, over_pieces, passing_abs, passing_sizes
-from bouton.native import calls as native
+from bouton.native import outputs as native
 from bouton.sites import Deviation, RandomStream, Synapses
 from bouton.tensors.draws import normal, short_bits
 from bouton.tensors.scratch import scratch

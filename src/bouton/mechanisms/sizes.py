@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from bouton.native import calls as native
+from bouton.native import sizes as native
 from bouton.tensors.precision import wide
 from bouton.tensors.scratch import PIECE, passes, row_pieces, scratch
 

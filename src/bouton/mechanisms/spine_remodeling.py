@@ -11,7 +11,9 @@ from torch import Tensor
 
 from bouton.mechanism import Mechanism, register
 from bouton.mechanisms.sizes import over_pieces, passing_sizes
-from bouton.native import calls as native
+from bouton.native.ready import serves
+from bouton.native.remodeling import remodel
+from bouton.native.sizes import largest_size
 from bouton.sites import Rewiring, Synapses
 from bouton.tensors.precision import wide
 
@@ -29,7 +31,7 @@ def _largest(weight: Tensor) -> Tensor:
     """``w_max`` over the finite weights."""
     if not weight.numel():
         return weight.sum()
-    largest = native.largest_size(weight)
+    largest = largest_size(weight)
     if largest is not None:
         return largest
     return torch.stack(over_pieces(lambda part: passing_sizes(part).amax(), weight)).amax()
@@ -115,9 +117,9 @@ class SpineRemodeling(Mechanism):
     def rule(self, synapses: Synapses) -> Rewiring:
         weight, largest = synapses.weight, self.surveyed(synapses)["largest"]
         bound = largest if self.redraw == "published" else max(synapses.fan_in, 1) ** -0.5
-        if native.serves(weight, largest):
+        if serves(weight, largest):
             sharpness, key = self.d_re / math.sqrt(2), synapses.stream.key()
-            return Rewiring(*native.remodel(weight, largest, sharpness, bound, synapses.start, key))
+            return Rewiring(*remodel(weight, largest, sharpness, bound, synapses.start, key))
         chance = turnover_chance(weight, largest, self.d_re)
         drawn = synapses.uniform(2.0**-24, 1 + 2.0**-24)  # from (0, 1], or 0 would be below every chance
         changed = drawn <= chance

@@ -12,7 +12,8 @@ from torch import Tensor
 from bouton.mechanism import Mechanism, register
 from bouton.mechanisms.fluctuation import fluctuate, noise_of
 from bouton.mechanisms.sizes import over_pieces, passing_sizes, sizes
-from bouton.native.calls import serves, volume_rates
+from bouton.native.ready import serves
+from bouton.native.rules import volume_rates
 from bouton.sites import Deviation, Synapses
 from bouton.tensors.scratch import scratch
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.optim.sgd import sgd
 
-from bouton.native.calls import as_rates, ready, serves
 from bouton.native.library import Rates, Sgd, library
+from bouton.native.rates import as_rates
+from bouton.native.ready import ready, serves
 
 Deviation = tuple[Tensor, float, Tensor | None, float, Tensor | None]  # as bouton.Deviation
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bouton.claim import Claim
-from bouton.native import calls as native
+from bouton.native import rates as native
 from bouton.sites import Deviation, Synapses
 from bouton.step.updates import Update
 from bouton.tensors.precision import wide

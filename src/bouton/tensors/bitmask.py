@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from bouton.native import calls as native
+from bouton.native import remodeling as native
 from bouton.tensors.scratch import passes, scratch
 
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}

@@ -13,7 +13,7 @@ import bouton
 from bouton.mechanisms import crystallization, fluctuation, multi_synapse, rate_laws, spine_remodeling
 from bouton.mechanisms.grapes import responsibility
 from bouton.mechanisms.volume_plasticity import VolumePlasticity
-from bouton.native import calls
+from bouton.native import outputs, rates, ready, remodeling, rules, sizes
 from bouton.sites import Deviation, RandomStream, Synapses
 from bouton.step.product import blend
 from bouton.tensors.bitmask import clear_where, put_where
@@ -48,11 +48,11 @@ def test_sums_of_sizes(shape, seed, odd):
     weight = numbers(shape, seed, odd)
     size = weight.double().abs()
     sums = size.flatten(1).sum(1)
-    close(calls.row_sizes(weight), torch.where(sums > 3.4028235e38, math.inf, sums), 2e-6)
+    close(sizes.row_sizes(weight), torch.where(sums > 3.4028235e38, math.inf, sums), 2e-6)
     expected = known(size).mean()
     if expected < 3e38:
-        close(calls.mean_size(weight), expected, 2e-6)
-    assert calls.largest_size(weight) == known(weight.abs()).amax()
+        close(sizes.mean_size(weight), expected, 2e-6)
+    assert sizes.largest_size(weight) == known(weight.abs()).amax()
 
 
 @given(
@@ -86,13 +86,13 @@ def test_deviate_and_blend(shape, seed, dtype, kind):
     before, now = out - change, out.clone()
     blended = before.double() + (now.double() - before.double()) * (1 + deviation)
     made = torch.empty_like(out)
-    assert calls.deviate(made, out, change, values, 0.25, nodes)
+    assert rates.deviate(made, out, change, values, 0.25, nodes)
     close(made, expected, atol=2e-6)
-    assert calls.blend(now, before, values, 0.25, nodes)
+    assert rates.blend(now, before, values, 0.25, nodes)
     close(now, blended, atol=2e-6)
     factor, now = numbers(shape, seed + 4), out.clone()
     blended = before.double() + (now.double() - before.double()) * (0.5 + deviation) * factor.double()
-    assert calls.blend(now, before, values, 0.25, nodes, -0.5, factor)
+    assert rates.blend(now, before, values, 0.25, nodes, -0.5, factor)
     close(now, blended, atol=2e-5)
 
 
@@ -100,7 +100,7 @@ def test_rates_from_0_to_1_keep_bits_as_lerp_does():
     before, now = numbers((5000,), 1), numbers((5000,), 2)
     for rate in (1.0, 0.0, 0.75, 0.25):
         found, weight = now.clone(), torch.full_like(now, rate)
-        assert calls.blend(found, before, weight - 1, 1.0)
+        assert rates.blend(found, before, weight - 1, 1.0)
         assert torch.equal(found, torch.lerp(before, now, weight))  # all of them exact in float32
 
 
@@ -151,7 +151,7 @@ def test_crystallization(torch_alone, shape, seed, odd):
 def test_the_limits_of_crystallization_do_not_belong_to_it():
     weight, gradient = torch.tensor([[1.0, 1.0, 1.0]]), torch.tensor([[0.5, 0.25, 0.375]])
     rates = torch.ones(1, 3)
-    assert calls.crystallize(rates, weight, gradient, 0.25, torch.tensor(0.5), -0.5)
+    assert rules.crystallize(rates, weight, gradient, 0.25, torch.tensor(0.5), -0.5)
     assert rates.tolist() == [[1, 1, 1]]
 
 
@@ -167,7 +167,7 @@ def test_counts_of_active_outputs(case, seed):
     others = [other for other in range(-len(shape), 0) if other != axis]
     active = (output.abs() > 0.5).double()
     expected = counts + (active.sum(others) if others else active)
-    assert calls.count_beyond(output, axis, 0.5, counts)
+    assert outputs.count_beyond(output, axis, 0.5, counts)
     assert torch.equal(counts, expected)
 
 
@@ -223,14 +223,14 @@ def test_chances_of_remodeling_are_those_of_erfc():
     """Over many draws, where each weight is of one size: by the largest deviation that chance explains."""
     sizes, draws = torch.linspace(0.0, 0.5, 11), 100_000
     weight = sizes[:, None].repeat(1, draws)
-    changed, _ = calls.remodel(weight, torch.tensor(1.0), 8 / math.sqrt(2), 1.0, 0, (5, 7))
+    changed, _ = remodeling.remodel(weight, torch.tensor(1.0), 8 / math.sqrt(2), 1.0, 0, (5, 7))
     chance = torch.from_numpy(erfc(sizes.double().numpy() * 8 / math.sqrt(2)))
     error = (chance * (1 - chance) / draws).sqrt()
     assert ((changed.double().mean(1) - chance).abs() <= 4.5 * error + 1e-7).all()
     assert changed[0].all()
     # far out, where 8 in 10 million are replaced: as torch's operations decide
     far = torch.full((4, 2_000_000), 3.49 / 8 * math.sqrt(2))
-    found, _ = calls.remodel(far, torch.tensor(1.0), 8 / math.sqrt(2), 1.0, 0, (5, 7))
+    found, _ = remodeling.remodel(far, torch.tensor(1.0), 8 / math.sqrt(2), 1.0, 0, (5, 7))
     drawn = uniform((5, 7), far.shape, torch.float64, "cpu", 0, 2.0**-24, 1 + 2.0**-24)
     assert 0 < found.sum() == (drawn <= math.erfc(3.49)).sum()
 
@@ -251,15 +251,15 @@ def test_masked_writes(torch_alone, shape, seed):
 
 def results():
     weight, other = numbers((300, 700), 1), numbers((300, 700), 2)
-    rates, deviated = torch.empty_like(weight), torch.empty_like(weight)
-    total = torch.tensor(calls.volume_rates(weight, 2.0, None, rates), dtype=torch.float64)
-    calls.deviate(deviated, weight, other, other, 0.5)
-    changed, values = calls.remodel(weight, torch.tensor(3.0), 4.0, 1.0, 0, (1, 2))
+    made, deviated = torch.empty_like(weight), torch.empty_like(weight)
+    total = torch.tensor(rules.volume_rates(weight, 2.0, None, made), dtype=torch.float64)
+    rates.deviate(deviated, weight, other, other, 0.5)
+    changed, values = remodeling.remodel(weight, torch.tensor(3.0), 4.0, 1.0, 0, (1, 2))
     counts = torch.zeros(300, dtype=torch.float64)
-    calls.count_beyond(weight, -2, 0.1, counts)
-    sums = calls.row_sizes(weight), calls.mean_size(weight), calls.largest_size(weight)
-    pooled = calls.pool(weight, 2, -1), calls.pool(weight, 2, -2), total
-    return [rates, deviated, changed, values, counts, *sums, *pooled]
+    outputs.count_beyond(weight, -2, 0.1, counts)
+    sums = sizes.row_sizes(weight), sizes.mean_size(weight), sizes.largest_size(weight)
+    pooled = outputs.pool(weight, 2, -1), outputs.pool(weight, 2, -2), total
+    return [made, deviated, changed, values, counts, *sums, *pooled]
 
 
 def test_results_do_not_depend_on_the_number_of_threads():
@@ -291,36 +291,36 @@ SQUARE = torch.ones(3, 3)
     ids=repr,
 )
 def test_deviations_of_other_shapes_are_left_to_torch(values):
-    assert not calls.deviate(SQUARE.clone(), SQUARE, SQUARE, values, 1.0)
-    assert not calls.blend(SQUARE.clone(), SQUARE, values, 1.0)
+    assert not rates.deviate(SQUARE.clone(), SQUARE, SQUARE, values, 1.0)
+    assert not rates.blend(SQUARE.clone(), SQUARE, values, 1.0)
 
 
 @pytest.mark.parametrize(
     "nodes", [torch.ones(3), torch.ones(1, 3), torch.ones(3, 1).double(), torch.ones(1, 1)]
 )
 def test_factors_of_other_shapes_are_left_to_torch(nodes):
-    assert not calls.blend(SQUARE.clone(), SQUARE, SQUARE, 1.0, nodes)
-    assert not calls.blend(SQUARE.clone(), SQUARE, torch.ones(3, 1), 1.0, torch.ones(3, 1))
+    assert not rates.blend(SQUARE.clone(), SQUARE, SQUARE, 1.0, nodes)
+    assert not rates.blend(SQUARE.clone(), SQUARE, torch.ones(3, 1), 1.0, torch.ones(3, 1))
 
 
 def test_partners_of_other_shapes_are_left_to_torch():
     other, long, mask = torch.ones(3), torch.ones(4, 3), torch.ones(3, 3, dtype=torch.bool)
-    assert not calls.deviate(SQUARE.clone(), SQUARE, other, SQUARE, 1.0)
-    assert not calls.deviate(SQUARE.clone(), other, SQUARE, SQUARE, 1.0)
-    assert not calls.blend(SQUARE.clone(), other, SQUARE, 1.0)
+    assert not rates.deviate(SQUARE.clone(), SQUARE, other, SQUARE, 1.0)
+    assert not rates.deviate(SQUARE.clone(), other, SQUARE, SQUARE, 1.0)
+    assert not rates.blend(SQUARE.clone(), other, SQUARE, 1.0)
     for partners in ((long, SQUARE, SQUARE[0, 0]), (SQUARE, long, SQUARE[0, 0]), (SQUARE, SQUARE, other)):
-        assert not calls.crystallize(SQUARE.clone(), *partners[:2], 0.1, partners[2], -0.5)
+        assert not rules.crystallize(SQUARE.clone(), *partners[:2], 0.1, partners[2], -0.5)
     for counts in (
         torch.zeros(3),
         torch.zeros(2, dtype=torch.float64),
         torch.zeros(6, dtype=torch.float64)[::2],
     ):
-        assert not calls.count_beyond(SQUARE, -1, 0.5, counts)
+        assert not outputs.count_beyond(SQUARE, -1, 0.5, counts)
     for kept in (mask.int(), mask[:2], mask.repeat(1, 2)[:, ::2], mask.to("meta")):
-        assert not calls.put_where(kept, SQUARE, SQUARE.clone())
-        assert not calls.clear_where(kept, SQUARE.clone())
-    assert not calls.put_where(mask, other, SQUARE.clone())
-    assert calls.pool(SQUARE, 2, -1) is None  # which torch refuses by name
+        assert not remodeling.put_where(kept, SQUARE, SQUARE.clone())
+        assert not remodeling.clear_where(kept, SQUARE.clone())
+    assert not remodeling.put_where(mask, other, SQUARE.clone())
+    assert outputs.pool(SQUARE, 2, -1) is None  # which torch refuses by name
 
 
 def test_layers_whose_outputs_are_not_their_nodes_are_refused():
@@ -360,9 +360,9 @@ def test_deviations_broadcast_from_the_last_axis_and_from_nothing():
 )
 def test_what_the_loops_cannot_read_is_left_to_torch(other):
     weight = other(torch.ones(4, 6))
-    assert not calls.serves(weight)
-    assert calls.row_sizes(weight) is None and calls.pool(weight, 2, -1) is None
-    assert not calls.deviate(weight, weight, weight, weight, 1.0)
+    assert not ready.serves(weight)
+    assert sizes.row_sizes(weight) is None and outputs.pool(weight, 2, -1) is None
+    assert not rates.deviate(weight, weight, weight, weight, 1.0)
 
 
 def test_nothing_is_hidden_from_those_who_watch_operations():
@@ -370,32 +370,32 @@ def test_nothing_is_hidden_from_those_who_watch_operations():
     from torch.utils.flop_counter import FlopCounterMode
 
     weight = torch.ones(4, 6)
-    assert calls.serves(weight)
+    assert ready.serves(weight)
     with FlopCounterMode(display=False):
-        assert not calls.serves(weight)
+        assert not ready.serves(weight)
     with FakeTensorMode():
-        assert not calls.serves(weight)
-    torch.func.vmap(lambda row: [row, [] if calls.serves(row) else row][0])(weight)
+        assert not ready.serves(weight)
+    torch.func.vmap(lambda row: [row, [] if ready.serves(row) else row][0])(weight)
     seen = []
-    torch.func.vmap(lambda row: (seen.append(calls.serves(row)), row)[1])(weight)
+    torch.func.vmap(lambda row: (seen.append(ready.serves(row)), row)[1])(weight)
     assert seen == [False]
 
 
 def test_graphs_are_made_of_operations_of_torch():
     graph = torch.compile(
-        lambda weight: torch.tensor(calls.serves(weight)), backend="eager", fullgraph=True
+        lambda weight: torch.tensor(ready.serves(weight)), backend="eager", fullgraph=True
     )
     assert not graph(torch.ones(4, 6))
 
 
 def test_defaults_of_torch_do_not_matter():
     weight = numbers((30, 40), 1)
-    expected = [calls.row_sizes(weight), calls.mean_size(weight), calls.largest_size(weight)]
+    expected = [sizes.row_sizes(weight), sizes.mean_size(weight), sizes.largest_size(weight)]
     torch.set_default_dtype(torch.float64)
     torch.set_default_device("meta")
     try:
-        found = [calls.row_sizes(weight), calls.mean_size(weight), calls.largest_size(weight)]
-        changed, _ = calls.remodel(weight, expected[2], 4.0, 1.0, 0, (1, 2))
+        found = [sizes.row_sizes(weight), sizes.mean_size(weight), sizes.largest_size(weight)]
+        changed, _ = remodeling.remodel(weight, expected[2], 4.0, 1.0, 0, (1, 2))
     finally:
         torch.set_default_dtype(torch.float32)
         torch.set_default_device(None)
