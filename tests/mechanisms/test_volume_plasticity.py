@@ -68,3 +68,21 @@ def test_no_stability_is_so_large_that_rates_are_lost():
 def test_wrong_arguments_are_named(wrong):
     with pytest.raises(ValueError, match=r"VolumePlasticity\(" + next(iter(wrong))):
         bouton.VolumePlasticity(**wrong)
+
+
+def test_two_classes_of_it_on_one_weight_multiply():
+    class Other(bouton.VolumePlasticity):
+        """Another class, whose rates must not lie in the same memory."""
+
+    one, other = bouton.VolumePlasticity(spread=0.0), Other(spread=0.0, stability=8.0)
+    changes = []
+    for mechanisms in ([one], [other], [one, other]):
+        model = torch.nn.Linear(6, 8, bias=False)
+        with torch.no_grad():
+            model.weight.copy_(torch.linspace(-2, 2, 48).view(8, 6))
+        optimizer, before = torch.optim.SGD(model.parameters(), lr=1.0), model.weight.detach().clone()
+        bouton.attach(model, optimizer, mechanisms, readout=())
+        model.weight.grad = torch.ones(8, 6)
+        optimizer.step()
+        changes.append(before - model.weight.detach())
+    torch.testing.assert_close(changes[2], changes[0] * changes[1], rtol=1e-4, atol=1e-5)

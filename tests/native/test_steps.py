@@ -172,3 +172,33 @@ def test_where_torch_rounds_otherwise_torch_makes_the_steps(monkeypatch):
         for number in range(3):
             step(model, optimizer, number)
     assert taken and all(taken)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_weight_of_another_shape_at_the_same_place_is_refused(momentum):
+    model, optimizer, _ = attached(bouton.PlasticityDiversity(nu=0.5), momentum=momentum)
+    for number in range(3):
+        step(model, optimizer, number)
+    whole, before = model.weight.data, model.weight.detach().clone()
+    model.weight.grad, model.weight.data = None, whole[:4]
+    model.weight.grad = torch.ones(4, 30)
+    with pytest.raises(RuntimeError):
+        optimizer.step()
+    assert torch.equal(whole[4:], before[4:])
+
+
+@pytest.mark.parametrize("of", ["weight", "buffer"])
+@pytest.mark.parametrize("change", [lambda t: t.t(), lambda t: t[:1].expand(20, 20)])
+def test_the_same_place_in_another_order_is_left_to_torch(of, change):
+    torch.manual_seed(0)
+    rates, settings = (
+        (torch.rand(20, 20), 0.5, None, 0.0, None),
+        attached(bouton.VolumePlasticity())[1].param_groups[0],
+    )
+    weight, gradient, buffer = torch.randn(3, 20, 20)
+    own = steps.SgdStep()
+    assert own(weight, gradient, buffer, rates, settings, stays=True)
+    if of == "weight":
+        assert not own(change(weight), gradient, buffer, rates, settings, stays=True)
+    else:
+        assert not own(weight, gradient, change(buffer), rates, settings, stays=True)

@@ -1,5 +1,6 @@
 """Weights that are stepped part by part against torch's own steps."""
 
+import contextlib
 import weakref
 
 import pytest
@@ -203,7 +204,7 @@ def test_a_step_that_failed_leaves_no_gradient_to_the_next(parts):
     optimizer.state[model[1].weight]["exp_avg"] = exponent
     before = model[0].weight.detach().clone()
     optimizer.zero_grad()
-    with pytest.warns(UserWarning, match="its gradient is lost"):
+    with pytest.warns(UserWarning, match="gradient of then is lost"):
         optimizer.step()
     assert model[0].weight.grad is None and torch.equal(model[0].weight, before)
     taken = len(parts)
@@ -265,9 +266,40 @@ def test_a_rule_that_fails_loses_no_gradient(two_large, monkeypatch, parts):
     assert None not in grads(model)
     monkeypatch.setattr(Failing, "fails", False)
     before = model[1].weight.detach().clone()
+    assert len(parts) == 6  # both weights, without rates
     optimizer.step(lambda: None)  # with a closure, and so not in parts
-    assert len(parts) == 4
+    assert len(parts) == 6
     torch.testing.assert_close(model[1].weight, before - 0.1 * model[1].weight.grad)
+
+
+def test_a_rule_that_fails_keeps_no_weight_from_its_step(monkeypatch):
+    runs = []
+    for mechanisms in ((), [Failing()]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 600), nn.Linear(600, 500))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        if mechanisms:
+            bouton.attach(model, optimizer, mechanisms, readout=())
+        step(model, optimizer, 0)
+        monkeypatch.setattr(Failing, "fails", True)
+        with pytest.raises(RuntimeError, match="no rate") if mechanisms else contextlib.nullcontext():
+            step(model, optimizer, 1)
+        monkeypatch.setattr(Failing, "fails", False)
+        step(model, optimizer, 2)
+        runs.append((model, optimizer))
+    check_same(*runs[0], *runs[1])
+
+
+def test_a_gradient_that_was_lost_is_told_of_where_gradients_add_up():
+    model, optimizer, _ = make("momentum", [NEUTRAL])
+    step(model, optimizer, 0)
+    step(model, optimizer, 1)
+    optimizer.param_groups[0]["lr"] = "none"
+    with pytest.raises(TypeError):
+        optimizer.step()
+    optimizer.param_groups[0]["lr"] = 0.1
+    with pytest.warns(UserWarning, match="gradient of then is lost"):
+        step(model, optimizer, 2)
 
 
 def test_a_step_that_cannot_begin_loses_no_gradient(two_large):

@@ -98,7 +98,7 @@ class VolumePlasticity(Mechanism):
         known = self._smallest(weight)
         if not self.normalize:
             return known
-        total = None if known else volume_rates(weight, self._steepness, None, None)
+        total = None if known or not weight.numel() else volume_rates(weight, self._steepness, None, None)
         if total is not None:
             return {"scale": torch.tensor(weight.numel() / total, dtype=torch.float64)}
         sums = over_pieces(lambda part: self._mean_rate(part, known).sum(), weight)
@@ -110,7 +110,8 @@ class VolumePlasticity(Mechanism):
             return Deviation(weight.new_zeros(()), 0.0)
         if self.stability > _STEEP or not weight.numel() or not serves(weight):
             return None
-        rates, noise = scratch("volume", weight), noise_of(synapses, self.spread) if self.spread else None
+        rates = scratch(f"volume {type(self)}", weight)  # not that of another class on this weight
+        noise = noise_of(synapses, self.spread) if self.spread else None
         total = volume_rates(weight, self._steepness, noise, rates)
         assert total is not None
         if not self.normalize:

@@ -24,9 +24,8 @@ class SgdStep:
     """
 
     def __init__(self) -> None:
-        self._places: tuple[int, int | None] | None = (
-            None  # of weight and buffer, if the loop can read them
-        )
+        # weight and buffer, if they can be read
+        self._seen: tuple[int, int | None, torch.Size] | None = None
         self._rates: tuple[Deviation, Rates] | None = None
 
     def __reduce__(self) -> tuple[type[SgdStep], tuple[()]]:
@@ -44,15 +43,17 @@ class SgdStep:
         """Make it in place; False where the loop does not serve. ``stays``: that of the rates."""
         if gradient is None or (loops := ready(gradient)) is None:
             return False
-        shape, place = weight.shape, weight.data_ptr()
-        moved = None if buffer is None else buffer.data_ptr()
-        places = place, moved
-        if self._places != places:
-            if not serves(weight, weight if buffer is None else buffer):
-                return False
-            self._places, self._rates = places, None
-        if gradient.shape != shape or (buffer is not None and buffer.shape != shape):
+        other = weight if buffer is None else buffer
+        if not (weight.shape == gradient.shape == other.shape) or weight.dtype is not other.dtype:
             return False
+        if not (weight.is_contiguous() and other.is_contiguous()):
+            return False
+        place, moved = weight.data_ptr(), None if buffer is None else buffer.data_ptr()
+        seen = place, moved, weight.shape
+        if self._seen != seen:
+            if not serves(weight, other):
+                return False
+            self._seen, self._rates = seen, None
         if self._rates is not None and self._rates[0] is rates:
             given = self._rates[1]
         else:

@@ -142,6 +142,7 @@ class StepHook:
         except BaseException:
             for scaling in self._scalings:
                 scaling.own.give_back()
+                scaling.forget(optimizer)
             raise
 
     def _after_step(self, optimizer: Optimizer, *arguments: Any) -> None:
@@ -171,9 +172,11 @@ class StepHook:
         if self._scalings:
             try:
                 self._scale(optimizer, skipped)
-            except BaseException:
-                for scaling in self._scalings:
-                    scaling.forget(optimizer)
+            except BaseException:  # of a rule, and no weight's step is to be missing
+                with torch.no_grad():
+                    for scaling in self._scalings:
+                        scaling.own.make_plain(optimizer)
+                        scaling.forget(optimizer)
                 raise
         for group, claims in self._structures.items():
             for claim in claims:

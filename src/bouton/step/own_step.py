@@ -24,8 +24,8 @@ from bouton.tensors.scratch import PIECE, scratch
 from bouton.tensors.shards import is_spread
 
 _LOST = (
-    "the last step failed while {0} was kept from the optimizer, and its gradient is lost; call "
-    "zero_grad() and backward() again before the next step"
+    "a step failed while {0} was kept from the optimizer, and the gradient of then is lost; unless both were "
+    "called since, call zero_grad() and backward() again before the next step"
 )
 
 
@@ -77,7 +77,7 @@ class OwnStep:
 
     def forget(self) -> None:
         """Take back what a step that failed has left."""
-        if self._withheld is not None and self._group.weight.grad is None:
+        if self._withheld is not None:
             warnings.warn(_LOST.format(self._group.name), stacklevel=6)
         self._withheld, self.is_due = None, False
 
@@ -98,7 +98,7 @@ class OwnStep:
         """Make the step, of one part of the weight after another."""
         weight, advance, claims = self._group.weight, self._advance, self._claims
         assert advance is not None
-        self.is_due, settings = False, self._place.settings(optimizer)
+        settings = self._place.settings(optimizer)
         seen = [claim.blocks(weight.detach(), weight.grad, alone=False) for claim in claims]
         if self._is_whole:
             self._make_part(optimizer, settings, self._view, [block for (block,) in seen])
@@ -107,11 +107,21 @@ class OwnStep:
                 self._make_part(optimizer, settings, view, parts)
         advance.finish(optimizer, weight)
 
+    def make_plain(self, optimizer: Optimizer) -> None:
+        """Make the step without rates, if it is due."""
+        if self.is_due:
+            assert self._advance is not None
+            settings, weight = self._place.settings(optimizer), self._group.weight
+            self.is_due = False
+            self._advance.part(optimizer, settings, weight, self._group.layout.nodes)
+            self._advance.finish(optimizer, weight)
+
     def _make_part(
         self, optimizer: Optimizer, settings: Settings, view: View | None, parts: Sequence[Synapses]
     ) -> None:
         weight, advance, rates = self._group.weight, self._advance, rates_of(self._claims, parts)
         assert advance is not None
+        self.is_due = False
         if not advance.scaled(optimizer, settings, weight, view, rates):
             view = view or self._group.layout.nodes
             now = view(weight.detach())
