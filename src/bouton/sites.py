@@ -162,10 +162,9 @@ class Rewiring(NamedTuple):
 class Deviation(NamedTuple):
     """A rate as what it differs from 1 by: ``(1 + shift + scale * values * nodes) * factor``.
 
-    ``values`` has the shape of the weight, or one that broadcasts to it, and any real type; its memory may be
-    used again at the mechanism's next call. If given,
-    ``nodes`` has a factor for each node, in the shape ``[node, 1...]``, and ``factor`` a further one for
-    each node or synapse.
+    ``values`` has the shape of the weight, or one that broadcasts to it, and any real type; its memory may
+    be used again at the mechanism's next call. If given, ``nodes`` has a factor for each node, in the shape
+    ``[node, 1...]``, and ``factor`` a further one for each node or synapse.
     """
 
     values: Tensor
