@@ -24,8 +24,8 @@ from bouton.tensors.scratch import PIECE, scratch
 from bouton.tensors.shards import is_spread
 
 _LOST = (
-    "a step failed while {0} was kept from the optimizer, and the gradient of then is lost; call zero_grad() "
-    "and backward() again before the next step, unless both were called since"
+    "a step failed while {0} was kept from the optimizer, and the gradient of then is lost; unless both "
+    "were called since, call zero_grad() and backward() again before the next step"
 )
 
 
