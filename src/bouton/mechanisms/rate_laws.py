@@ -181,7 +181,7 @@ def _times(synapses: Synapses, settings: Settings, factor: Tensor, largest: floa
     values = (
         drawn * factor
         if is_spread(drawn)
-        else scratch(f"law {type(settings)}", drawn, factor.dtype).copy_(drawn).mul_(factor)
+        else scratch(f"law {type(settings).__qualname__}", drawn, factor.dtype).copy_(drawn).mul_(factor)
     )
     return Deviation(_clipped(values, settings, largest), settings.nu)
 

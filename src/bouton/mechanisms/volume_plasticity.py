@@ -110,7 +110,9 @@ class VolumePlasticity(Mechanism):
             return Deviation(weight.new_zeros(()), 0.0)
         if self.stability > _STEEP or not weight.numel() or not serves(weight):
             return None
-        rates = scratch(f"volume {type(self)}", weight)  # not that of another class on this weight
+        rates = scratch(
+            f"volume {type(self).__qualname__}", weight
+        )  # not that of another class on this weight
         noise = noise_of(synapses, self.spread) if self.spread else None
         total = volume_rates(weight, self._steepness, noise, rates)
         assert total is not None

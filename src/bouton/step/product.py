@@ -49,8 +49,11 @@ def rates_of(claims: Sequence[Claim], parts: Sequence[Synapses]) -> Deviation:
         known = claim.mechanism.deviation(part)
         if known is None:
             factors.append(claim.factor(part))  # may be one for each node
-        else:
-            deviations.append(known)
+            continue
+        if known.factor is not None:
+            factors.append(known.factor)
+            known = known._replace(factor=None)
+        deviations.append(known)
     if len(deviations) == 1 and len(factors) <= 1:  # left to the pass that adds them
         return deviations[0]._replace(factor=factors[0]) if factors else deviations[0]
     made = scratch("product", parts[0].weight, wide(parts[0].weight.dtype))
