@@ -144,9 +144,7 @@ def test_what_changes_between_steps_is_seen(torch_alone, change, mechanism):
 
     found = trained()
     with torch_alone():
-        steps.is_torchs.cache_clear()
         expected = trained()
-    steps.is_torchs.cache_clear()
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -161,6 +159,13 @@ def test_copies_step_their_own_weights(copied):
     assert torch.equal(own[0].weight, before) and not torch.equal(other[0].weight, before)
     step(*own[:2], 3)
     assert torch.equal(own[0].weight, other[0].weight)
+
+
+def test_where_the_loop_cannot_be_tried_it_is_tried_later(torch_alone):
+    steps._is_torchs.cache_clear()
+    with torch_alone():
+        assert not steps.is_torchs()
+    assert steps.is_torchs()
 
 
 def test_where_torch_rounds_otherwise_torch_makes_the_steps(monkeypatch):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.sgd import sgd
 
-from bouton.native.library import Rates, Sgd, library
+from bouton.native.library import Rates, Sgd
 from bouton.native.rates import as_rates
 from bouton.native.ready import ready, serves
 
@@ -73,10 +73,14 @@ class SgdStep:
         return True
 
 
-@cache
 def is_torchs() -> bool:
     """Whether the loop is there, and makes the step of torch to the bit; tried once."""
-    return library() is not None and all(
+    return ready() is not None and _is_torchs()  # and not tried where it cannot serve now
+
+
+@cache
+def _is_torchs() -> bool:
+    return all(
         _agrees(
             lr=0.1,
             momentum=momentum,

@@ -108,6 +108,7 @@ class _Adam(Advance):
 class _Sgd(Advance):
     def __init__(self) -> None:
         self._step = SgdStep()
+        self._agrees = False
 
     def is_ready(self, optimizer: Optimizer, settings: Settings, weight: Tensor) -> bool:
         return is_plain(settings) and (not settings["momentum"] or _momentum(optimizer, weight) is not None)
@@ -130,7 +131,8 @@ class _Sgd(Advance):
         )
 
     def is_one_pass(self, weight: Tensor) -> bool:
-        return weight.dtype is torch.float32 and is_torchs()
+        self._agrees = self._agrees or is_torchs()  # asked in each step, and answered once
+        return self._agrees and weight.dtype is torch.float32
 
     def scaled(
         self,
@@ -145,7 +147,7 @@ class _Sgd(Advance):
         if view is not None:
             weight, gradient = view(weight), None if gradient is None else view(gradient)
             buffer = None if buffer is None else view(buffer)
-        if not (is_torchs() and self._step(weight, gradient, buffer, rates, settings, stays)):
+        if not (self._agrees and self._step(weight, gradient, buffer, rates, settings, stays)):
             return False
         increment_version(weight)  # which torch does where it writes itself
         return True
