@@ -34,7 +34,8 @@ def fill(page: str, results: Path) -> str:
         begin, kind, file, end = found.groups()
         records = read_records(results / file)
         tables = [growth_table(records)] if kind == "growth" else [make_table(record) for record in records]
-        command = f"```\n{records[0].command}\n```"
+        commands = "\n".join(dict.fromkeys(record.command for record in records))
+        command = f"```\n{commands}\n```"
         return begin + "\n\n".join([*map(markdown, tables), command]) + "\n" + end
 
     return _MARKED.sub(written, page)
