@@ -240,9 +240,10 @@ class Failing(bouton.Mechanism):
     site = "rate"
     rowwise = True
     fails = False
+    after = 0  # so many synapses
 
     def rule(self, synapses):
-        if type(self).fails:
+        if type(self).fails and synapses.start >= type(self).after:
             raise RuntimeError("no rate")
         return torch.ones_like(synapses.weight)
 
@@ -266,18 +267,21 @@ def test_a_rule_that_fails_loses_no_gradient(two_large, monkeypatch, parts):
     assert None not in grads(model)
     monkeypatch.setattr(Failing, "fails", False)
     before = model[1].weight.detach().clone()
-    assert len(parts) == 6  # both weights, without rates
+    assert len(parts) == 7  # two pieces and a whole weight, without rates
     optimizer.step(lambda: None)  # with a closure, and so not in parts
-    assert len(parts) == 6
+    assert len(parts) == 7
     torch.testing.assert_close(model[1].weight, before - 0.1 * model[1].weight.grad)
 
 
-def test_a_rule_that_fails_keeps_no_weight_from_its_step(monkeypatch):
+@pytest.mark.parametrize("after", [0, 1000])
+@pytest.mark.parametrize("optimizer_name", ["momentum", "adamw"])
+def test_a_rule_that_fails_keeps_no_weight_from_its_step(optimizer_name, after, monkeypatch):
+    monkeypatch.setattr(Failing, "after", after)
     runs = []
     for mechanisms in ((), [Failing()]):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 600), nn.Linear(600, 500))
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        optimizer = OPTIMIZERS[optimizer_name](model.parameters())
         if mechanisms:
             bouton.attach(model, optimizer, mechanisms, readout=())
         step(model, optimizer, 0)

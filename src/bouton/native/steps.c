@@ -1,5 +1,5 @@
 // A step of torch's SGD with rates in one pass over a weight. In torch's order of operations, for its bits: see
-// native/steps.py. Adam's bits cannot be had: torch leaves square roots to a library that rounds as it pleases.
+// native/steps.py. Adam's bits cannot be had: torch's square roots are not always the nearest ones.
 
 #include "rates.h"
 

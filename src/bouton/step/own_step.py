@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from bouton.claim import Claim
-from bouton.sites import Synapses
+from bouton.sites import Deviation, Synapses
 from bouton.step.advance import Advance
 from bouton.step.pieces import parts_of
 from bouton.step.place import Place
 from bouton.step.product import FixedRates, blend, rates_of
-from bouton.step.updates import Settings, View
+from bouton.step.updates import View
 from bouton.synapse import SynapseGroup
 from bouton.tensors.precision import is_precise
 from bouton.tensors.processes import process_count
@@ -95,36 +95,44 @@ class OwnStep:
         return True
 
     def make(self, optimizer: Optimizer) -> None:
-        """Make the step, of one part of the weight after another."""
+        """Make the step, of one part of the weight after another; where a rule fails, plainly."""
         weight, advance, claims = self._group.weight, self._advance, self._claims
         assert advance is not None
-        settings = self._place.settings(optimizer)
         seen = [claim.blocks(weight.detach(), weight.grad, alone=False) for claim in claims]
+        parts: Iterable[tuple[View | None, Sequence[Synapses]]] = parts_of(self._group, claims, seen)
         if self._is_whole:
-            self._make_part(optimizer, settings, self._view, [block for (block,) in seen])
-        else:
-            for view, parts in parts_of(self._group, claims, seen):
-                self._make_part(optimizer, settings, view, parts)
+            parts = [(self._view, [block for (block,) in seen])]
+        failure: BaseException | None = None
+        for view, own in parts:
+            rates = None
+            if failure is None:
+                try:
+                    rates = rates_of(claims, own)
+                except BaseException as error:
+                    failure = error
+            self.is_due = False
+            self._make_part(optimizer, view, rates)
         advance.finish(optimizer, weight)
+        if failure is not None:
+            raise failure
 
     def make_plain(self, optimizer: Optimizer) -> None:
         """Make the step without rates, if it is due."""
         if self.is_due:
             assert self._advance is not None
-            settings, weight = self._place.settings(optimizer), self._group.weight
             self.is_due = False
-            self._advance.part(optimizer, settings, weight, self._group.layout.nodes)
-            self._advance.finish(optimizer, weight)
+            self._make_part(optimizer, None, None)
+            self._advance.finish(optimizer, self._group.weight)
 
-    def _make_part(
-        self, optimizer: Optimizer, settings: Settings, view: View | None, parts: Sequence[Synapses]
-    ) -> None:
-        weight, advance, rates = self._group.weight, self._advance, rates_of(self._claims, parts)
+    def _make_part(self, optimizer: Optimizer, view: View | None, rates: Deviation | None) -> None:
+        weight, advance = self._group.weight, self._advance
         assert advance is not None
-        self.is_due = False
-        if not advance.scaled(optimizer, settings, weight, view, rates):
-            view = view or self._group.layout.nodes
-            now = view(weight.detach())
-            before = scratch("before", now).copy_(now)
-            advance.part(optimizer, settings, weight, view)
+        step = optimizer, self._place.settings(optimizer), weight
+        if rates is not None and advance.scaled(*step, view, rates):
+            return
+        view = view or self._group.layout.nodes
+        now = view(weight.detach())
+        before = None if rates is None else scratch("before", now).copy_(now)
+        advance.part(*step, view)
+        if rates is not None and before is not None:
             blend(before, now, rates)

@@ -98,11 +98,8 @@ class Scaling:
             optimizer.rates.pop(self.group.weight, None)
 
     def _rescale_fixed(self, optimizer: Optimizer, known: KnownUpdate, fixed: Deviation) -> None:
-        weight, nodes, settings = (
-            self.group.weight,
-            self.group.layout.nodes,
-            self._place.settings(optimizer),
-        )
+        weight, nodes = self.group.weight, self.group.layout.nodes
+        settings = self._place.settings(optimizer)
         synapses, values = nodes(weight.detach()), fixed.values
         if synapses.numel() <= PIECE:
             rescale(synapses, known.last(optimizer, settings, weight, nodes), fixed)
