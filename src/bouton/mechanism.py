@@ -66,6 +66,9 @@ class Mechanism:
     relays = (
         False  # wiring site, backward: the rule's error goes to the first layer, and forward from there
     )
+    sums = (
+        1  # wiring, forward: the rule does no more than hand each member of so many nodes the sum of them
+    )
     in_parts = False  # rate, structure: the rule takes a weight of fully_shard as a DTensor, and not whole
     blind = False  # rate: the rule reads neither weight nor gradient, only its state and its survey
     fixed = False  # rate, blind: what `deviation` returns never changes, and has the shape of the weight

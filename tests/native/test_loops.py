@@ -10,10 +10,11 @@ from scipy.special import erfc
 from torch import nn
 
 import bouton
-from bouton.mechanisms import crystallization, fluctuation, multi_synapse, rate_laws, spine_remodeling
+from bouton.mechanisms import crystallization, fluctuation, rate_laws, spine_remodeling
 from bouton.mechanisms.grapes import responsibility
 from bouton.mechanisms.volume_plasticity import VolumePlasticity
 from bouton.native import outputs, rates, ready, remodeling, rules, sizes
+from bouton.passes import pooling
 from bouton.sites import Deviation, RandomStream, Synapses
 from bouton.step.product import blend
 from bouton.tensors.bitmask import clear_where, put_where
@@ -195,9 +196,9 @@ def test_factors_of_activity(torch_alone, nodes, seed):
 def test_pooled_sums(torch_alone, shape, gamma, seed):
     output = numbers(shape, seed, 0.05)
     axis = 1 - len(shape) if len(shape) > 1 else -1
-    found = multi_synapse._pooled(output, gamma, axis)
+    found = pooling._pooled(output, gamma, axis)
     with torch_alone():
-        expected = multi_synapse._pooled(output, gamma, axis)
+        expected = pooling._pooled(output, gamma, axis)
     torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
 
 

@@ -62,11 +62,11 @@ def test_all_loops_are_used(monkeypatch):
         *(bouton.Crystallization(), bouton.SpineRemodeling(every=1)),
         bouton.PlasticityDiversity(distribution="activity"),
     ):
-        # the second layer is large enough to be stepped in parts
+        # the second layer is large enough to be stepped in parts, and to make sums of nodes
         model = nn.Sequential(nn.Linear(8, 600), nn.ReLU(), nn.Linear(600, 500), nn.Linear(500, 2))
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
         bouton.attach(model, optimizer, [mechanism])
         for _ in range(2):
-            model(torch.randn(3, 8)).square().mean().backward()
+            model(torch.randn(40, 8)).square().mean().backward()
             optimizer.step()
     assert used == _ARGUMENTS.keys()

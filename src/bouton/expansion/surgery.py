@@ -13,6 +13,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from bouton.layer_types import Layout
 from bouton.passes.feedback import Gate
 from bouton.passes.layer import LayerHook
+from bouton.passes.merging import Merge
 
 KINDS: tuple[type[nn.Module], ...] = (
     nn.Linear,
@@ -89,7 +90,7 @@ def unfit(layer: nn.Module, owners: Mapping[nn.Parameter, list[str]]) -> str | N
         return f"its type {type(layer).__name__} may do more than torch's own layers"
     hooks = [*layer._forward_hooks.values(), *layer._forward_pre_hooks.values()]
     hooks += [*layer._backward_hooks.values(), *layer._backward_pre_hooks.values()]
-    if any(not isinstance(hook, Gate | LayerHook) for hook in hooks):
+    if any(not isinstance(hook, Gate | LayerHook | Merge) for hook in hooks):
         return "it bears a hook, which would see other values"
     for name, parameter in layer._parameters.items():
         if parameter is not None and len(places := owners.get(parameter, [])) > 1:

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from bouton.mechanism import Mechanism, register
-from bouton.native.outputs import pool
-from bouton.passes.modulation import transforming
+from bouton.passes.pooling import pool
 from bouton.sites import Synapses
 from bouton.synapse import SynapseGroup
-from bouton.tensors.precision import wide
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda output: output,
@@ -33,74 +30,7 @@ def pool_nodes(
 
     ``axis`` holds the nodes and counts from the end. The result has the memory format of ``output``.
     """
-    output = activation(output)
-    if torch.compiler.is_compiling() or torch._C._get_tracing_state():  # graphs of torch's operations alone
-        members = output.unflatten(axis, (-1, gamma))
-        pooled: Tensor = members.sum(axis, keepdim=True).expand_as(members).flatten(axis - 1, axis)
-        return pooled
-    return _pool(output, gamma, axis)
-
-
-def _pool(output: Tensor, gamma: int, axis: int) -> Tensor:
-    # torch.func asks for another form of function, whose call takes three times as long
-    kind = _PoolUnderTransforms if transforming() else _Pool
-    return cast(Tensor, kind.apply(output, gamma, axis))  # type: ignore[no-untyped-call]
-
-
-def _pooled(output: Tensor, gamma: int, axis: int) -> Tensor:
-    native = pool(output, gamma, axis)
-    if native is not None:
-        return native
-    pooled = torch.empty_like(output)
-    if gamma == 1:
-        return pooled.copy_(output)
-    if gamma > 2 and output.dtype != wide(output.dtype):  # 16 bits would round every partial sum
-        return _pooled(output.to(wide(output.dtype)), gamma, axis).to(output.dtype)
-    # [..., node / gamma, gamma, ...], and of that one member after another
-    members, places = (x.unflatten(axis, (-1, gamma)).unbind(axis) for x in (output, pooled))
-    total = torch.add(members[0], members[1], out=places[0])
-    for member in members[2:]:
-        total.add_(member)
-    for place in places[1:]:
-        place.copy_(total)
-    return pooled
-
-
-class _Pool(torch.autograd.Function):
-    """The sum over each group of nodes, at each of its members; its own transpose.
-
-    Autograd would sum along a short axis, which is slow, and lose the memory format.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, output: Tensor, gamma: int, axis: int) -> Tensor:
-        ctx.gamma, ctx.axis = gamma, axis
-        return _pooled(output, gamma, axis)
-
-    @staticmethod
-    def backward(ctx: Any, error: Tensor) -> tuple[Tensor, None, None]:
-        again = torch.is_grad_enabled() or transforming()
-        return (_pool if again else _pooled)(error, ctx.gamma, ctx.axis), None, None
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
-        return _pool(tangent, ctx.gamma, ctx.axis)
-
-
-class _PoolUnderTransforms(_Pool):
-    @staticmethod
-    def forward(output: Tensor, gamma: int, axis: int) -> Tensor:  # type: ignore[override]
-        return _pooled(output, gamma, axis)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, int, int], output: Tensor) -> None:
-        _, ctx.gamma, ctx.axis = inputs
-
-    @staticmethod
-    def vmap(
-        info: Any, in_dims: tuple[int, None, None], output: Tensor, gamma: int, axis: int
-    ) -> tuple[Tensor, int]:
-        return _pool(output.movedim(in_dims[0], 0), gamma, axis), 0  # the axis counts from the end
+    return pool(activation(output), gamma, axis)
 
 
 @register(
@@ -135,6 +65,12 @@ class MultiSynapse(Mechanism):
         also multiplies the pre-activations' variance by about ``gamma``, which acts like a larger
         initialisation, and in float16 reaches the end of the range (65504) that much earlier.
 
+        With the identity, all members of a group get the same gradient, so that under SGD their sum is one
+        synapse at ``gamma`` times the learning rate. Large dense layers and convolutions then sum the
+        members' weights in training, and make ``1/gamma`` of the products; outputs are the same up to
+        rounding. They do so in float32 and float64, where no other mechanism needs the nodes apart, and no
+        hook of others comes between.
+
     References:
         Hofmann et al., Nature Communications 16, 5112 (2025), doi 10.1038/s41467-025-60078-9.
 
@@ -165,6 +101,12 @@ class MultiSynapse(Mechanism):
         if group.node_count % self.gamma:
             return f"gamma={self.gamma} does not divide its {group.node_count} nodes"
         return None
+
+    @property
+    def sums(self) -> int:  # type: ignore[override]
+        # a subclass may have another rule
+        plain = self.activation == "identity" and type(self).rule is MultiSynapse.rule
+        return self.gamma if plain else 1
 
     def rule(self, synapses: Synapses, output: Tensor) -> Tensor:
         phi = self.activation if callable(self.activation) else ACTIVATIONS[self.activation]

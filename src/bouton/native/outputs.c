@@ -37,15 +37,13 @@ void activity(const double *before, const double *since, double *active, float *
   }
 }
 
-// MultiSynapse: each of `gamma` neighbours in [outer, gamma, inner] becomes the sum of them all.
-static void pool_one(const float *output, count_t gamma, count_t inner, float *pooled) {
+// Groups of `gamma` neighbours in [outer, gamma, inner]. MultiSynapse: each member becomes the sum of its group.
+static void sum_one(const float *members, count_t gamma, count_t inner, float *sums) {
   SIMD
-  for (count_t i = 0; i < inner; i++) pooled[i] = output[i] + output[inner + i];
+  for (count_t i = 0; i < inner; i++) sums[i] = members[i] + members[inner + i];
   for (count_t member = 2; member < gamma; member++)
     SIMD
-    for (count_t i = 0; i < inner; i++) pooled[i] += output[member * inner + i];
-  for (count_t member = 1; member < gamma; member++)
-    memcpy(pooled + member * inner, pooled, inner * sizeof *pooled);
+    for (count_t i = 0; i < inner; i++) sums[i] += members[member * inner + i];
 }
 
 void pool(const float *output, count_t outer, count_t gamma, count_t inner, float *pooled, int threads) {
@@ -55,6 +53,36 @@ void pool(const float *output, count_t outer, count_t gamma, count_t inner, floa
     for (count_t i = 0; i < outer; i++) pooled[2 * i] = pooled[2 * i + 1] = output[2 * i] + output[2 * i + 1];
   } else {
     THREADS(outer * group)
-    for (count_t i = 0; i < outer; i++) pool_one(output + i * group, gamma, inner, pooled + i * group);
+    for (count_t i = 0; i < outer; i++) {
+      float *own = pooled + i * group;
+      sum_one(output + i * group, gamma, inner, own);
+      for (count_t member = 1; member < gamma; member++) memcpy(own + member * inner, own, inner * sizeof *own);
+    }
+  }
+}
+
+// [outer, gamma, inner] -> [outer, inner]
+void sum_members(const float *members, count_t outer, count_t gamma, count_t inner, float *sums, int threads) {
+  count_t group = gamma * inner;
+  if (group == 2) {
+    THREADS(2 * outer)
+    for (count_t i = 0; i < outer; i++) sums[i] = members[2 * i] + members[2 * i + 1];
+  } else {
+    THREADS(outer * group)
+    for (count_t i = 0; i < outer; i++) sum_one(members + i * group, gamma, inner, sums + i * inner);
+  }
+}
+
+// [outer, inner] -> [outer, gamma, inner]
+void repeat(const float *values, count_t outer, count_t gamma, count_t inner, float *members, int threads) {
+  count_t group = gamma * inner;
+  if (group == 2) {
+    THREADS(2 * outer)
+    for (count_t i = 0; i < outer; i++) members[2 * i] = members[2 * i + 1] = values[i];
+  } else {
+    THREADS(outer * group)
+    for (count_t i = 0; i < outer; i++)
+      for (count_t member = 0; member < gamma; member++)
+        memcpy(members + i * group + member * inner, values + i * inner, inner * sizeof *values);
   }
 }

@@ -33,9 +33,27 @@ def activity(before: Tensor, since: Tensor) -> tuple[Tensor, Tensor] | None:
 
 def pool(output: Tensor, gamma: int, axis: int) -> Tensor | None:
     """The sum of each ``gamma`` neighbours on an axis, at the place of each of them."""
-    if gamma < 2 or output.shape[axis] % gamma or (loops := ready(output)) is None:
+    return _in_groups("pool", output, gamma, axis, output.shape[axis])
+
+
+def summed(values: Tensor, gamma: int, axis: int) -> Tensor | None:
+    """The sum of each ``gamma`` neighbours on an axis."""
+    return _in_groups("sum_members", values, gamma, axis, values.shape[axis] // gamma)
+
+
+def repeated(values: Tensor, gamma: int, axis: int) -> Tensor | None:
+    """Each entry of an axis ``gamma`` times, one after another."""
+    return _in_groups("repeat", values, gamma, axis, values.shape[axis] * gamma)
+
+
+def _in_groups(loop: str, values: Tensor, gamma: int, axis: int, count: int) -> Tensor | None:
+    if gamma < 2 or (loops := ready(values)) is None:
         return None
-    pooled, inner = torch.empty_like(output), output.shape[output.ndim + axis + 1 :].numel()
-    outer = output.numel() // (gamma * inner) if inner else 0
-    loops.pool(output.data_ptr(), outer, gamma, inner, pooled.data_ptr(), torch.get_num_threads())
-    return pooled
+    shape, groups = values.shape, count if loop == "sum_members" else count // gamma
+    if max(count, shape[axis]) != groups * gamma:
+        return None
+    before, behind = shape[: values.ndim + axis], shape[values.ndim + axis + 1 :]
+    made, outer, inner = values.new_empty((*before, count, *behind)), before.numel(), behind.numel()
+    threads = torch.get_num_threads()
+    getattr(loops, loop)(values.data_ptr(), outer * groups, gamma, inner, made.data_ptr(), threads)
+    return made

@@ -14,6 +14,7 @@ from bouton.claim import Claim, Claims, claims_at
 from bouton.compiled import Unscripted, forward_only, tell_hooked, tell_plain
 from bouton.passes.direct import gate_for
 from bouton.passes.feedback import Gate, Pass
+from bouton.passes.merging import Merge, merge_for, show_parameters
 from bouton.passes.modulation import awaits_error, modulate, transforming
 from bouton.passes.ragged import each_sample, samples
 from bouton.stored import read_weight, stored_parameter
@@ -68,11 +69,16 @@ class LayerHook(Unscripted):
     gates: list[Gate]
     errors: list[Claim]
     wirings: list[Claim]
+    merge: Merge | None = None  # of the layer's weights, where a wiring rule allows for it
 
     def __call__(self, module: nn.Module, inputs: tuple[object, ...], returned: Any) -> Any:
         """Run by torch after the layer's forward."""
         if not self.switch.on:
             return returned
+        if self.merge is not None:
+            joined = self.merge.join(module, returned)
+            if joined is not None or returned is None:
+                return joined
         # An LSTM's cell also returns its memory, which is no output of the node to others.
         output = returned[0] if isinstance(returned, tuple) else returned
         # asked only where it matters, as all that comes in every forward pass
@@ -149,12 +155,16 @@ def hook_layers(claims: Claims, switch: Switch, sources: Mapping[nn.Parameter, T
             if claim.mechanism.direction == "backward"
         ]
         if observers or errors or wirings:
-            hook = LayerHook(group.parameter, group.companions, switch, observers, gates, errors, forward)
+            merge = None if observers or errors or gates else merge_for(wirings, group, switch)
+            hook = LayerHook(
+                group.parameter, group.companions, switch, observers, gates, errors, forward, merge
+            )
+            own_before: list[Gate | Merge] = [*gates, *([merge] if merge else [])]
             for layer in dict.fromkeys(group.layers):  # a shared module is listed at each of its paths
-                for gate in gates:
-                    layer.register_forward_pre_hook(gate)
+                for before in own_before:
+                    layer.register_forward_pre_hook(before)
                 # before hooks of others, which may return another output than the node's
-                layer.register_forward_hook(hook, prepend=True)
+                layer.register_forward_hook(hook, prepend=True, always_call=merge is not None)
                 tell_hooked(layer)
 
 
@@ -171,7 +181,11 @@ def mark_layers(claims: Claims, owner: Owner) -> None:
 def clear_layer(layer: nn.Module) -> None:
     """Take the mark and the hooks off a layer."""
     for hooks in (layer._forward_pre_hooks, layer._forward_hooks):
-        for key in [key for key, hook in hooks.items() if isinstance(hook, Gate | Guard | LayerHook)]:
+        for key in [
+            key for key, hook in hooks.items() if isinstance(hook, Gate | Guard | LayerHook | Merge)
+        ]:
             del hooks[key]
+            layer._forward_hooks_always_called.pop(key, None)
+    show_parameters(layer)
     tell_plain(layer)
     layer.__dict__.pop(MARK, None)

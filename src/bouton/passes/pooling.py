@@ -1,0 +1,145 @@
+"""Groups of nodes that act as one: their sums, and what is the same for all members, with derivatives."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from bouton.native import outputs as native
+from bouton.passes.modulation import transforming
+from bouton.tensors.precision import wide
+
+
+def pool(output: Tensor, gamma: int, axis: int) -> Tensor:
+    """The sum over each ``gamma`` consecutive nodes, at the place of each of them.
+
+    ``axis`` holds the nodes and counts from the end. The result has the memory format of ``output``.
+    Autograd would sum along a short axis, which is slow, and lose the memory format.
+    """
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state():  # graphs of torch's operations alone
+        members = output.unflatten(axis, (-1, gamma))
+        pooled: Tensor = members.sum(axis, keepdim=True).expand_as(members).flatten(axis - 1, axis)
+        return pooled
+    # torch.func asks for another form of function, whose call takes three times as long
+    kind = _PoolUnderTransforms if transforming() else _Pool
+    return cast(Tensor, kind.apply(output, gamma, axis))  # type: ignore[no-untyped-call]
+
+
+def sum_members(values: Tensor, gamma: int, axis: int) -> Tensor:
+    """The sum over each ``gamma`` consecutive entries of an axis, outside of torch.func and graphs."""
+    return cast(Tensor, _Sum.apply(values, gamma, axis))  # type: ignore[no-untyped-call]
+
+
+def repeat(values: Tensor, gamma: int, axis: int) -> Tensor:
+    """Each entry of an axis ``gamma`` times, one after another, outside of torch.func and graphs."""
+    return cast(Tensor, _Repeat.apply(values, gamma, axis))  # type: ignore[no-untyped-call]
+
+
+def _pooled(output: Tensor, gamma: int, axis: int) -> Tensor:
+    found = native.pool(output, gamma, axis)
+    if found is not None:
+        return found
+    pooled = torch.empty_like(output)
+    sums = _summed(output, gamma, axis).unsqueeze(output.ndim + axis + 1)
+    pooled.unflatten(axis, (-1, gamma)).copy_(sums)
+    return pooled
+
+
+def _summed(values: Tensor, gamma: int, axis: int) -> Tensor:
+    found = native.summed(values, gamma, axis)
+    if found is not None:
+        return found
+    # [..., node / gamma, gamma, ...], and of that one member after another
+    members = values.unflatten(axis, (-1, gamma)).unbind(axis)
+    if gamma > 2:  # 16 bits would round every partial sum
+        members = tuple(member.to(wide(values.dtype)) for member in members)
+    total: Tensor = members[0] + members[1] if gamma > 1 else members[0].clone()
+    for member in members[2:]:
+        total.add_(member)
+    return total.to(values.dtype)
+
+
+_FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def _repeated(values: Tensor, gamma: int, axis: int) -> Tensor:
+    found = native.repeated(values, gamma, axis)
+    if found is not None:
+        return found
+    shape, layout = list(values.shape), _FORMATS.get(values.ndim, torch.contiguous_format)
+    shape[axis] *= gamma
+    if not values.is_contiguous(memory_format=layout):
+        layout = torch.contiguous_format
+    repeated = torch.empty(shape, dtype=values.dtype, device=values.device, memory_format=layout)
+    repeated.unflatten(axis, (-1, gamma)).copy_(values.unsqueeze(values.ndim + axis + 1))
+    return repeated
+
+
+def _again() -> bool:
+    """Whether a backward pass is to be differentiated, too."""
+    return torch.is_grad_enabled() or transforming()
+
+
+class _Pool(torch.autograd.Function):
+    """The sum over each group of nodes, at each of its members; its own transpose."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, gamma: int, axis: int) -> Tensor:
+        ctx.gamma, ctx.axis = gamma, axis
+        return _pooled(output, gamma, axis)
+
+    @staticmethod
+    def backward(ctx: Any, error: Tensor) -> tuple[Tensor, None, None]:
+        return (pool if _again() else _pooled)(error, ctx.gamma, ctx.axis), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
+        return pool(tangent, ctx.gamma, ctx.axis)
+
+
+class _PoolUnderTransforms(_Pool):
+    @staticmethod
+    def forward(output: Tensor, gamma: int, axis: int) -> Tensor:  # type: ignore[override]
+        return _pooled(output, gamma, axis)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, int, int], output: Tensor) -> None:
+        _, ctx.gamma, ctx.axis = inputs
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int, None, None], output: Tensor, gamma: int, axis: int
+    ) -> tuple[Tensor, int]:
+        return pool(output.movedim(in_dims[0], 0), gamma, axis), 0  # the axis counts from the end
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, gamma: int, axis: int) -> Tensor:
+        ctx.gamma, ctx.axis = gamma, axis
+        return _summed(values, gamma, axis)
+
+    @staticmethod
+    def backward(ctx: Any, error: Tensor) -> tuple[Tensor, None, None]:
+        return (repeat if _again() else _repeated)(error, ctx.gamma, ctx.axis), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
+        return sum_members(tangent, ctx.gamma, ctx.axis)
+
+
+class _Repeat(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, gamma: int, axis: int) -> Tensor:
+        ctx.gamma, ctx.axis = gamma, axis
+        return _repeated(values, gamma, axis)
+
+    @staticmethod
+    def backward(ctx: Any, error: Tensor) -> tuple[Tensor, None, None]:
+        return (sum_members if _again() else _summed)(error, ctx.gamma, ctx.axis), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
+        return repeat(tangent, ctx.gamma, ctx.axis)
