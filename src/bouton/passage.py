@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.grad import conv1d_input, conv2d_input, conv3d_input
 
 from bouton.layer_types import Layout
 from bouton.tensors.shards import whole
@@ -20,6 +21,12 @@ _TRANSPOSED: dict[type[nn.Module], Any] = {
     nn.ConvTranspose1d: F.conv_transpose1d,
     nn.ConvTranspose2d: F.conv_transpose2d,
     nn.ConvTranspose3d: F.conv_transpose3d,
+}
+# the derivative alone; that of a function takes the function's own time, too
+_BACKWARD: dict[type[nn.Module], Any] = {
+    nn.Conv1d: conv1d_input,
+    nn.Conv2d: conv2d_input,
+    nn.Conv3d: conv3d_input,
 }
 
 
@@ -48,6 +55,12 @@ class Passage:
         weight = weight.to(self.error.dtype)  # autocast runs layers in another
         if weight.ndim == 2:
             return self.error @ weight
+        own, backward = cast(Any, self.layer), _BACKWARD.get(type(self.layer))
+        whole_batch = len(self.shape) == 1 - self.layout.output_axis
+        if backward and whole_batch and own.padding_mode == "zeros" and own.padding != "same":
+            padding = 0 if own.padding == "valid" else own.padding
+            more = own.stride, padding, own.dilation, own.groups
+            return cast(Tensor, backward(self.shape, weight, self.error, *more))
         source = torch.zeros(self.shape, dtype=weight.dtype, device=weight.device)
 
         def forward(source: Tensor) -> Tensor:

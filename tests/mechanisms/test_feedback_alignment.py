@@ -69,6 +69,10 @@ def test_gradients_equal_the_oracle(kind, sizes, activation, modulated, seed):
 CONVOLUTIONS = {
     "conv1d": (nn.Conv1d(2, 4, 3, stride=2, padding=1, groups=2), (5, 2, 6)),
     "conv2d": (nn.Conv2d(2, 3, 3, padding="same", dilation=2), (5, 2, 6, 5)),
+    "inputs that no node reads": (
+        nn.Conv2d(2, 4, 3, stride=(2, 3), padding="valid", dilation=(1, 2), groups=2),
+        (5, 2, 8, 9),
+    ),
     "circular": (nn.Conv1d(2, 4, 3, padding=1, padding_mode="circular"), (5, 2, 6)),
     "conv3d": (nn.Conv3d(2, 3, 2), (5, 2, 3, 3, 3)),
     "transposed": (nn.ConvTranspose2d(4, 2, 3, stride=2, output_padding=1, groups=2), (5, 4, 3, 3)),
