@@ -1,6 +1,6 @@
 """Where a wiring rule sums nodes, a layer makes the sums, in fewer products."""
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
@@ -64,6 +64,17 @@ def results(layer, mechanisms, x):
     return [output.detach(), x.grad, *(p.grad for p in layer.parameters())], flops.get_total_flops()
 
 
+class Halved(bouton.Mechanism):
+    """Halves the error at every other node."""
+
+    site = "error"
+
+    def rule(self, synapses):
+        factor = torch.ones(len(synapses.weight), dtype=synapses.weight.dtype)
+        factor[::2] = 0.5
+        return factor
+
+
 @given(
     name=st.sampled_from(sorted(LAYERS)),
     gamma=st.integers(2, 4),
@@ -71,24 +82,25 @@ def results(layer, mechanisms, x):
     sums=st.integers(1, 2),
     bias=st.booleans(),
     batch=st.integers(1, 3),
+    errors=st.lists(st.sampled_from([bouton.Grapes(), Halved()]), max_size=2, unique_by=type),
 )
-def test_outputs_and_derivatives_are_those_of_all_nodes(name, gamma, groups, sums, bias, batch):
+def test_outputs_and_derivatives_are_those_of_all_nodes(name, gamma, groups, sums, bias, batch, errors):
     x = torch.randn(batch, 2, *[5] * AXES[name], dtype=torch.float64)
     found = []
     for uses in (0, NEVER):
         torch.manual_seed(0)
         layer = LAYERS[name](2, gamma * groups * sums, groups, bias)
         with merged_from(uses):
-            found.append(results(layer, [bouton.MultiSynapse(gamma=gamma)], x))
+            found.append(results(layer, [bouton.MultiSynapse(gamma=gamma), *errors], x))
     (values, flops), (expected, all_flops) = found
     torch.testing.assert_close(values, expected, rtol=1e-9, atol=1e-11)
-    assert flops < all_flops
+    assert flops < all_flops or errors  # the counter sees inputs
 
 
-def net(mechanism, **options):
+def net(*mechanisms):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 4), nn.ReLU(inplace=True), nn.Linear(4, 4), nn.Linear(4, 2))
-    return model, bouton.attach(model, None, [mechanism], **options)
+    return model, bouton.attach(model, None, mechanisms)
 
 
 SUMS = bouton.MultiSynapse(gamma=2)
@@ -141,8 +153,8 @@ class Louder(bouton.MultiSynapse):
     [
         [Louder()],
         [bouton.MultiSynapse(activation="tanh")],
-        [SUMS, bouton.Grapes()],
         [SUMS, bouton.PlasticityDiversity(distribution="activity")],
+        [SUMS, bouton.FeedbackAlignment()],
     ],
     ids=str,
 )
@@ -153,9 +165,9 @@ def test_all_nodes_are_made_where_a_mechanism_needs_them(made, mechanisms):
     assert made == ALL
 
 
-def test_rates_and_structure_go_with_fewer_nodes(made):
+def test_all_others_go_with_fewer_nodes(made):
     model = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 4), nn.Linear(4, 2))
-    mechanisms = [SUMS, bouton.PlasticityDiversity(), bouton.SpineRemodeling()]
+    mechanisms = [SUMS, bouton.Grapes(), bouton.PlasticityDiversity(), bouton.SpineRemodeling()]
     bouton.attach(model, torch.optim.SGD(model.parameters()), mechanisms)
     model(INPUTS)
     assert made == MERGED
@@ -184,6 +196,64 @@ def test_a_forward_set_on_a_layer_finds_the_parameters(made):
     model[0].forward = lambda x: nn.functional.linear(x, model[0].weight)
     model(INPUTS)
     assert made[0] == ALL[0]
+
+
+@pytest.mark.parametrize(
+    "watch",
+    [
+        lambda layer: layer.register_forward_hook(lambda layer, inputs, output: None),
+        lambda layer: layer.register_full_backward_hook(lambda layer, *errors: None),
+        lambda layer: layer.register_full_backward_pre_hook(lambda layer, errors: None),
+        lambda layer: nn.modules.module.register_module_forward_hook(lambda layer, *passed: None),
+    ],
+)
+def test_who_sees_inputs_finds_them_with_their_past(made, watch):
+    model = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 4), nn.Linear(4, 2))
+    bouton.attach(model, None, [SUMS, bouton.Grapes()])
+    handle = watch(model[1])
+    model(INPUTS)
+    handle.remove()
+    assert made[1] == ALL[1]
+
+
+@pytest.mark.parametrize("paused_forward", [False, True])
+@pytest.mark.parametrize("paused_backward", [False, True])
+def test_pauses_count_where_an_error_comes_by(paused_forward, paused_backward):
+    found = []
+    for uses in (0, NEVER):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 4), nn.Linear(4, 2)).double()
+        handle = bouton.attach(model, None, [SUMS, bouton.Grapes()])
+        with merged_from(uses):
+            with handle.paused() if paused_forward else nullcontext():
+                loss = model(INPUTS.double()).square().sum()
+            with handle.paused() if paused_backward else nullcontext():
+                loss.backward()
+        found.append([p.grad for p in model.parameters()])
+    torch.testing.assert_close(*found, rtol=1e-10, atol=1e-12)
+
+
+def test_a_weight_that_was_changed_before_its_error_came_is_an_error():
+    model = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 4), nn.Linear(4, 2))
+    bouton.attach(model, None, [SUMS, bouton.Grapes()])
+    loss = model(INPUTS).sum()
+    with torch.no_grad():
+        model[2].weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated:DeprecationWarning")
+def test_forward_mode_works_and_is_refused_as_ever():
+    model, _ = net(SUMS)
+    _, tangent = torch.func.jvp(model, (INPUTS,), (INPUTS,))
+    with torch.autograd.forward_ad.dual_level():
+        output = model(torch.autograd.forward_ad.make_dual(INPUTS, INPUTS))
+        torch.testing.assert_close(torch.autograd.forward_ad.unpack_dual(output).tangent, tangent)
+    modulated = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 2))
+    bouton.attach(modulated, None, [SUMS, bouton.Grapes()])
+    with torch.autograd.forward_ad.dual_level(), pytest.raises(ValueError, match="forward-mode"):
+        modulated(torch.autograd.forward_ad.make_dual(INPUTS, INPUTS))
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
@@ -215,10 +285,11 @@ def test_channels_stay_last():
     assert output.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_checkpointing_computes_the_same():
+@pytest.mark.parametrize("others", [[], [bouton.Grapes()]], ids=str)
+def test_checkpointing_computes_the_same(others):
     gradients = []
     for checkpointed in (False, True):
-        model, _ = net(SUMS)
+        model, _ = net(SUMS, *others)
         x = INPUTS.clone().requires_grad_()
         output = checkpoint(model, x, use_reentrant=False) if checkpointed else model(x)
         output.square().sum().backward()
@@ -226,8 +297,9 @@ def test_checkpointing_computes_the_same():
     torch.testing.assert_close(*gradients, rtol=0, atol=0)
 
 
-def test_autocast_rounds_sums_and_not_weights(made):
-    model, _ = net(SUMS)
+@pytest.mark.parametrize("others", [[], [bouton.Grapes()]], ids=str)
+def test_autocast_rounds_sums_and_not_weights(made, others):
+    model, _ = net(SUMS, *others)
     with torch.autocast("cpu", torch.bfloat16):
         output = model(INPUTS)
     output.float().sum().backward()

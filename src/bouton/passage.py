@@ -68,9 +68,10 @@ class Passage:
 
         if torch.compiler.is_compiling():  # which knows no torch.autograd.grad in a backward pass
             return cast(Tensor, torch.func.vjp(forward, source)[1](self.error)[0])
+        again = torch.is_grad_enabled()  # a backward pass that is to be differentiated, too
         with torch.enable_grad():
             output = forward(source.requires_grad_())
-        return torch.autograd.grad(output, source, self.error)[0]
+        return torch.autograd.grad(output, source, self.error, create_graph=again)[0]
 
 
 def linear_map(

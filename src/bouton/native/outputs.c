@@ -61,28 +61,51 @@ void pool(const float *output, count_t outer, count_t gamma, count_t inner, floa
   }
 }
 
-// [outer, gamma, inner] -> [outer, inner]
-void sum_members(const float *members, count_t outer, count_t gamma, count_t inner, float *sums, int threads) {
+// [outer, gamma, inner] -> [outer, inner]; `factors`, if there are any, have one for each member.
+void sum_members(const float *members, const float *factors, count_t outer, count_t gamma, count_t inner,
+                 float *sums, int threads) {
   count_t group = gamma * inner;
-  if (group == 2) {
+  if (!factors && group == 2) {
     THREADS(2 * outer)
     for (count_t i = 0; i < outer; i++) sums[i] = members[2 * i] + members[2 * i + 1];
-  } else {
-    THREADS(outer * group)
-    for (count_t i = 0; i < outer; i++) sum_one(members + i * group, gamma, inner, sums + i * inner);
+    return;
+  }
+  THREADS(outer * group)
+  for (count_t i = 0; i < outer; i++) {
+    float *own = sums + i * inner;
+    if (!factors) {
+      sum_one(members + i * group, gamma, inner, own);
+      continue;
+    }
+    for (count_t member = 0; member < gamma; member++) {
+      const float *from = members + i * group + member * inner;
+      float factor = factors[i * gamma + member];
+      SIMD
+      for (count_t k = 0; k < inner; k++) own[k] = (member ? own[k] : 0.0f) + factor * from[k];
+    }
   }
 }
 
-// [outer, inner] -> [outer, gamma, inner]
-void repeat(const float *values, count_t outer, count_t gamma, count_t inner, float *members, int threads) {
+// [outer, inner] -> [outer, gamma, inner], times factors.
+void repeat(const float *values, const float *factors, count_t outer, count_t gamma, count_t inner, float *members,
+            int threads) {
   count_t group = gamma * inner;
-  if (group == 2) {
+  if (!factors && group == 2) {
     THREADS(2 * outer)
     for (count_t i = 0; i < outer; i++) members[2 * i] = members[2 * i + 1] = values[i];
-  } else {
-    THREADS(outer * group)
-    for (count_t i = 0; i < outer; i++)
-      for (count_t member = 0; member < gamma; member++)
-        memcpy(members + i * group + member * inner, values + i * inner, inner * sizeof *values);
+    return;
   }
+  THREADS(outer * group)
+  for (count_t i = 0; i < outer; i++)
+    for (count_t member = 0; member < gamma; member++) {
+      float *own = members + i * group + member * inner;
+      const float *from = values + i * inner;
+      if (!factors) {
+        memcpy(own, from, inner * sizeof *own);
+        continue;
+      }
+      float factor = factors[i * gamma + member];
+      SIMD
+      for (count_t k = 0; k < inner; k++) own[k] = factor * from[k];
+    }
 }

@@ -33,27 +33,43 @@ def activity(before: Tensor, since: Tensor) -> tuple[Tensor, Tensor] | None:
 
 def pool(output: Tensor, gamma: int, axis: int) -> Tensor | None:
     """The sum of each ``gamma`` neighbours on an axis, at the place of each of them."""
-    return _in_groups("pool", output, gamma, axis, output.shape[axis])
-
-
-def summed(values: Tensor, gamma: int, axis: int) -> Tensor | None:
-    """The sum of each ``gamma`` neighbours on an axis."""
-    return _in_groups("sum_members", values, gamma, axis, values.shape[axis] // gamma)
-
-
-def repeated(values: Tensor, gamma: int, axis: int) -> Tensor | None:
-    """Each entry of an axis ``gamma`` times, one after another."""
-    return _in_groups("repeat", values, gamma, axis, values.shape[axis] * gamma)
-
-
-def _in_groups(loop: str, values: Tensor, gamma: int, axis: int, count: int) -> Tensor | None:
-    if gamma < 2 or (loops := ready(values)) is None:
+    if gamma < 2 or output.shape[axis] % gamma or (loops := ready(output)) is None:
         return None
-    shape, groups = values.shape, count if loop == "sum_members" else count // gamma
-    if max(count, shape[axis]) != groups * gamma:
+    pooled, (outer, inner) = torch.empty_like(output), _around(output, axis)
+    groups = outer * output.shape[axis] // gamma
+    loops.pool(output.data_ptr(), groups, gamma, inner, pooled.data_ptr(), torch.get_num_threads())
+    return pooled
+
+
+def summed(values: Tensor, gamma: int, axis: int, factors: Tensor | None) -> Tensor | None:
+    """The sum of each ``gamma`` neighbours on an axis, on the first one times factors, if there are any."""
+    count, rest = divmod(values.shape[axis], gamma)
+    return None if rest else _in_groups("sum_members", values, gamma, axis, factors, count, count)
+
+
+def repeated(values: Tensor, gamma: int, axis: int, factors: Tensor | None) -> Tensor | None:
+    """Each entry of an axis ``gamma`` times, one after another, on the first axis times factors."""
+    groups = values.shape[axis]
+    return _in_groups("repeat", values, gamma, axis, factors, groups, groups * gamma)
+
+
+def _in_groups(
+    loop: str, values: Tensor, gamma: int, axis: int, factors: Tensor | None, groups: int, count: int
+) -> Tensor | None:
+    if gamma < 2 or (loops := ready(*([values] if factors is None else [values, factors]))) is None:
         return None
-    before, behind = shape[: values.ndim + axis], shape[values.ndim + axis + 1 :]
-    made, outer, inner = values.new_empty((*before, count, *behind)), before.numel(), behind.numel()
-    threads = torch.get_num_threads()
-    getattr(loops, loop)(values.data_ptr(), outer * groups, gamma, inner, made.data_ptr(), threads)
+    place = None
+    if factors is not None:
+        if axis != -values.ndim or factors.numel() != groups * gamma:
+            return None
+        place = factors.data_ptr()
+    shape, (outer, inner) = list(values.shape), _around(values, axis)
+    shape[axis] = count
+    made, threads = values.new_empty(shape), torch.get_num_threads()
+    getattr(loops, loop)(values.data_ptr(), place, outer * groups, gamma, inner, made.data_ptr(), threads)
     return made
+
+
+def _around(values: Tensor, axis: int) -> tuple[int, int]:
+    """How many numbers there are along the axes before one, and behind it."""
+    return values.shape[: values.ndim + axis].numel(), values.shape[values.ndim + axis + 1 :].numel()

@@ -155,7 +155,7 @@ def hook_layers(claims: Claims, switch: Switch, sources: Mapping[nn.Parameter, T
             if claim.mechanism.direction == "backward"
         ]
         if observers or errors or wirings:
-            merge = None if observers or errors or gates else merge_for(wirings, group, switch)
+            merge = None if observers or gates else merge_for(wirings, errors, group, switch)
             hook = LayerHook(
                 group.parameter, group.companions, switch, observers, gates, errors, forward, merge
             )

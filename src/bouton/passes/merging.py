@@ -3,19 +3,26 @@
     sum_k (W_k x + b_k) = (sum_k W_k) x + sum_k b_k
 
 Of a group of nodes whose sum is handed to each of them the layer then makes one, forward and backward.
+They share an error ``e``. Where error rules give each node a factor ``f_k`` of it, the gradient of its
+weights is ``f_k e x``, and the input's error ``(sum_k f_k W_k) e``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from torch.nn.modules.module import _has_any_global_hook
 
 from bouton.claim import Claim
 from bouton.compiled import Unscripted, forward_only
+from bouton.layer_types import Layout
+from bouton.passage import Passage
 from bouton.passes.modulation import transforming
 from bouton.passes.pooling import repeat, sum_members
 from bouton.switch import Switch
@@ -23,9 +30,9 @@ from bouton.synapse import SynapseGroup
 from bouton.tensors.precision import is_precise
 
 KINDS = (nn.Linear, NonDynamicallyQuantizableLinear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_NAMES = ("weight", "bias")
 # What is done for fewer inputs, or in fewer products, takes less time than summing weights.
 FEW_USES, FEW_PRODUCTS = 32, 2**21
+_NAMES, _CUT = ("weight", "bias"), "_bouton_cut"
 
 
 @dataclass
@@ -33,41 +40,55 @@ class Merge(Unscripted):
     """Forward pre-hook: for one forward pass, the layer finds the sums of its weights in their place.
 
     They hide its parameters and do not replace them: who asks for those, as an optimizer or a state dict
-    does, finds what is there always. A layer's own forward is what hides nothing.
+    does, finds what is there always.
     """
 
     gamma: int
-    axis: int
+    layout: Layout
+    errors: Sequence[Claim]
     switch: Switch
 
-    def __call__(self, layer: nn.Module, inputs: tuple[object, ...]) -> None:
+    def __call__(self, layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
         """Run by torch before the layer's forward."""
         if torch.compiler.is_compiling():
-            return
+            return None
         show_parameters(layer)  # where a forward pass was broken off
         if not self.switch.on or not self._serves(layer, inputs):
-            return
+            return None
+        weight, source = cast(nn.Parameter, layer._parameters["weight"]), inputs[0]
+        factors = _Factors.of(self.errors, weight.detach(), self.switch) if self.errors else None
         for name in _NAMES:
             held = layer._parameters[name]
             if held is not None:
-                layer.__dict__[name] = sum_members(held, self.gamma, -held.ndim)
+                layer.__dict__[name] = sum_members(held, self.gamma, -held.ndim, pulled=factors)
+        if factors is None or not source.requires_grad:
+            return None
+        layer.__dict__[_CUT] = source, factors
+        return (source.detach(), *inputs[1:])
 
     def join(self, layer: nn.Module, output: Tensor | None) -> Tensor | None:
         """The layer's output, of all nodes, if the layer has made sums; None otherwise, or if it failed."""
+        weight, cut = layer._parameters.get("weight"), layer.__dict__.get(_CUT)
         show_parameters(layer)
-        weight = layer._parameters.get("weight")
-        if output is None or weight is None or output.shape[self.axis] == len(weight):
+        axis = self.layout.output_axis
+        if output is None or weight is None or output.shape[axis] == len(weight):
             return None
-        return repeat(output, self.gamma, self.axis)
+        if cut is None:
+            return repeat(output, self.gamma, axis)
+        return cast(Tensor, _Send.apply(output, *cut, weight, layer, self))  # type: ignore[no-untyped-call]
 
-    def _serves(self, layer: nn.Module, inputs: tuple[object, ...]) -> bool:
+    def _serves(self, layer: nn.Module, inputs: tuple[Any, ...]) -> bool:
         weight, bias = layer._parameters.get("weight"), layer._parameters.get("bias")
         if not torch.is_grad_enabled():  # several threads may use one layer
+            return False
+        if transforming() or forward_only() or forward_ad._current_level >= 0:
             return False
         # of others, and may take sums for weights
         if next(reversed(layer._forward_pre_hooks.values())) is not self or "forward" in layer.__dict__:
             return False
-        if type(weight) is not nn.Parameter or not is_precise(weight) or transforming() or forward_only():
+        if self.errors and self._is_watched(layer):
+            return False
+        if type(weight) is not nn.Parameter or not is_precise(weight):
             return False
         if bias is not None and type(bias) is not nn.Parameter:
             return False
@@ -79,18 +100,70 @@ class Merge(Unscripted):
         uses = source.numel() // (weight.shape[1] * getattr(layer, "groups", 1) or 1)
         return uses >= FEW_USES and uses * weight.numel() >= FEW_PRODUCTS
 
+    def _is_watched(self, layer: nn.Module) -> bool:
+        """Whether others would find the layer's input without its past."""
+        hooks = layer._backward_hooks or layer._backward_pre_hooks or len(layer._forward_hooks) > 1
+        return bool(hooks) or _has_any_global_hook()
 
-def merge_for(wirings: Sequence[Claim], group: SynapseGroup, switch: Switch) -> Merge | None:
+
+def merge_for(
+    wirings: Sequence[Claim], errors: Sequence[Claim], group: SynapseGroup, switch: Switch
+) -> Merge | None:
     """What merges the nodes of a group's layers, if that is all that their wiring rules ask for."""
     if len(wirings) != 1 or not all(type(layer) in KINDS for layer in group.layers):
         return None
     gamma = wirings[0].mechanism.sums
-    return Merge(gamma, group.layout.output_axis, switch) if gamma > 1 else None
+    return Merge(gamma, group.layout, errors, switch) if gamma > 1 else None
 
 
 def show_parameters(layer: nn.Module) -> None:
     """Undo what a :class:`Merge` has hidden."""
+    layer.__dict__.pop(_CUT, None)
     for name in _NAMES:
         # in both places it is never otherwise
         if layer._parameters.get(name) is not None:
             layer.__dict__.pop(name, None)
+
+
+@dataclass
+class _Factors:
+    """Those of the error at each node; called in the backward pass, as a hook on the error would be."""
+
+    made: Tensor
+    switch: Switch
+
+    @staticmethod
+    def of(errors: Sequence[Claim], weight: Tensor, switch: Switch) -> _Factors:
+        first, *others = [claim.error_factor(weight).flatten() for claim in errors]
+        for other in others:
+            first = first * other
+        return _Factors(first.to(weight.dtype), switch)
+
+    def __call__(self) -> Tensor | None:
+        return self.made if self.switch.on else None
+
+
+class _Send(torch.autograd.Function):
+    """Each sum at all nodes of its group; backward, the input gets the error that those would send."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        sums: Tensor,
+        source: Tensor,
+        factors: _Factors,
+        weight: Tensor,
+        layer: nn.Module,
+        merge: Merge,
+    ) -> Tensor:
+        ctx.save_for_backward(weight)
+        ctx.call = source.shape, factors, layer, merge
+        return repeat(sums, merge.gamma, merge.layout.output_axis)
+
+    @staticmethod
+    def backward(ctx: Any, error: Tensor) -> tuple[Tensor | None, ...]:
+        (weight,), (shape, factors, layer, merge) = ctx.saved_tensors, ctx.call
+        error = sum_members(error, merge.gamma, merge.layout.output_axis)
+        merged = sum_members(weight, merge.gamma, -weight.ndim, factors(), factors)
+        sent = Passage(error, [], shape, layer, merge.layout).through(merged)
+        return error, sent, None, None, None, None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 from bouton.native import outputs as native
 from bouton.passes.modulation import transforming
 from bouton.tensors.precision import wide
+
+Factors = Callable[[], Tensor | None] | None  # asked in the backward pass
 
 
 def pool(output: Tensor, gamma: int, axis: int) -> Tensor:
@@ -27,14 +30,22 @@ def pool(output: Tensor, gamma: int, axis: int) -> Tensor:
     return cast(Tensor, kind.apply(output, gamma, axis))  # type: ignore[no-untyped-call]
 
 
-def sum_members(values: Tensor, gamma: int, axis: int) -> Tensor:
-    """The sum over each ``gamma`` consecutive entries of an axis, outside of torch.func and graphs."""
-    return cast(Tensor, _Sum.apply(values, gamma, axis))  # type: ignore[no-untyped-call]
+def sum_members(
+    values: Tensor, gamma: int, axis: int, factors: Tensor | None = None, pulled: Factors = None
+) -> Tensor:
+    """The sum over each ``gamma`` consecutive entries of an axis, outside of torch.func and of graphs.
+
+    ``factors``, one for each member, are those of its terms; ``pulled`` those of its derivative.
+    """
+    return cast(Tensor, _Sum.apply(values, gamma, axis, factors, pulled))  # type: ignore[no-untyped-call]
 
 
-def repeat(values: Tensor, gamma: int, axis: int) -> Tensor:
-    """Each entry of an axis ``gamma`` times, one after another, outside of torch.func and graphs."""
-    return cast(Tensor, _Repeat.apply(values, gamma, axis))  # type: ignore[no-untyped-call]
+def repeat(values: Tensor, gamma: int, axis: int, factors: Tensor | None = None) -> Tensor:
+    """Each entry of an axis ``gamma`` times, one after another, outside of torch.func and of graphs.
+
+    ``factors`` has one for each of all entries.
+    """
+    return cast(Tensor, _Repeat.apply(values, gamma, axis, factors))  # type: ignore[no-untyped-call]
 
 
 def _pooled(output: Tensor, gamma: int, axis: int) -> Tensor:
@@ -42,15 +53,18 @@ def _pooled(output: Tensor, gamma: int, axis: int) -> Tensor:
     if found is not None:
         return found
     pooled = torch.empty_like(output)
-    sums = _summed(output, gamma, axis).unsqueeze(output.ndim + axis + 1)
+    sums = summed(output, gamma, axis).unsqueeze(output.ndim + axis + 1)
     pooled.unflatten(axis, (-1, gamma)).copy_(sums)
     return pooled
 
 
-def _summed(values: Tensor, gamma: int, axis: int) -> Tensor:
-    found = native.summed(values, gamma, axis)
+def summed(values: Tensor, gamma: int, axis: int, factors: Tensor | None = None) -> Tensor:
+    """:func:`sum_members` without a derivative."""
+    found = native.summed(values, gamma, axis, factors)
     if found is not None:
         return found
+    if factors is not None:
+        values = values * factors.reshape(-1, *[1] * (values.ndim - 1))
     # [..., node / gamma, gamma, ...], and of that one member after another
     members = values.unflatten(axis, (-1, gamma)).unbind(axis)
     if gamma > 2:  # 16 bits would round every partial sum
@@ -64,17 +78,20 @@ def _summed(values: Tensor, gamma: int, axis: int) -> Tensor:
 _FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
-def _repeated(values: Tensor, gamma: int, axis: int) -> Tensor:
-    found = native.repeated(values, gamma, axis)
+def repeated(values: Tensor, gamma: int, axis: int, factors: Tensor | None = None) -> Tensor:
+    """:func:`repeat` without a derivative."""
+    found = native.repeated(values, gamma, axis, factors)
     if found is not None:
         return found
     shape, layout = list(values.shape), _FORMATS.get(values.ndim, torch.contiguous_format)
     shape[axis] *= gamma
     if not values.is_contiguous(memory_format=layout):
         layout = torch.contiguous_format
-    repeated = torch.empty(shape, dtype=values.dtype, device=values.device, memory_format=layout)
-    repeated.unflatten(axis, (-1, gamma)).copy_(values.unsqueeze(values.ndim + axis + 1))
-    return repeated
+    made = torch.empty(shape, dtype=values.dtype, device=values.device, memory_format=layout)
+    made.unflatten(axis, (-1, gamma)).copy_(values.unsqueeze(values.ndim + axis + 1))
+    if factors is not None:
+        made.mul_(factors.reshape(-1, *[1] * (values.ndim - 1)))
+    return made
 
 
 def _again() -> bool:
@@ -117,29 +134,27 @@ class _PoolUnderTransforms(_Pool):
 
 class _Sum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor, gamma: int, axis: int) -> Tensor:
-        ctx.gamma, ctx.axis = gamma, axis
-        return _summed(values, gamma, axis)
+    def forward(
+        ctx: Any, values: Tensor, gamma: int, axis: int, factors: Tensor | None, pulled: Factors
+    ) -> Tensor:
+        ctx.gamma, ctx.axis, ctx.pulled = gamma, axis, pulled
+        return summed(values, gamma, axis, factors)
 
     @staticmethod
-    def backward(ctx: Any, error: Tensor) -> tuple[Tensor, None, None]:
-        return (repeat if _again() else _repeated)(error, ctx.gamma, ctx.axis), None, None
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
-        return sum_members(tangent, ctx.gamma, ctx.axis)
+    def backward(ctx: Any, error: Tensor) -> tuple[Tensor, None, None, None, None]:
+        factors = ctx.pulled() if ctx.pulled else None
+        made = (repeat if _again() else repeated)(error, ctx.gamma, ctx.axis, factors)
+        return made, None, None, None, None
 
 
 class _Repeat(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor, gamma: int, axis: int) -> Tensor:
-        ctx.gamma, ctx.axis = gamma, axis
-        return _repeated(values, gamma, axis)
+    def forward(ctx: Any, values: Tensor, gamma: int, axis: int, factors: Tensor | None) -> Tensor:
+        ctx.gamma, ctx.axis, ctx.factors = gamma, axis, factors
+        return repeated(values, gamma, axis, factors)
 
     @staticmethod
-    def backward(ctx: Any, error: Tensor) -> tuple[Tensor, None, None]:
-        return (sum_members if _again() else _summed)(error, ctx.gamma, ctx.axis), None, None
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
-        return repeat(tangent, ctx.gamma, ctx.axis)
+    def backward(ctx: Any, error: Tensor) -> tuple[Tensor, None, None, None]:
+        if not _again():
+            return summed(error, ctx.gamma, ctx.axis, ctx.factors), None, None, None
+        return sum_members(error, ctx.gamma, ctx.axis, ctx.factors, lambda: ctx.factors), None, None, None
