@@ -268,8 +268,6 @@ def test_a_pass_that_is_broken_off_leaves_the_parameters(monkeypatch, error):
         patch.setattr(nn.functional, "linear", broken)
         model(INPUTS)
     assert model.state_dict()["0.weight"].shape == (4, 6) and next(model.parameters()) is weight
-    if error is RuntimeError:  # torch runs no hook after an interrupt
-        assert model[0].weight is weight
     assert torch.equal(model(INPUTS), expected) and model[0].weight is weight
     with monkeypatch.context() as patch, pytest.raises(error, match="broken off"):
         patch.setattr(nn.functional, "linear", broken)

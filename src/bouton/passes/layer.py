@@ -77,7 +77,7 @@ class LayerHook(Unscripted):
             return returned
         if self.merge is not None:
             joined = self.merge.join(module, returned)
-            if joined is not None or returned is None:
+            if joined is not None:
                 return joined
         # An LSTM's cell also returns its memory, which is no output of the node to others.
         output = returned[0] if isinstance(returned, tuple) else returned
@@ -164,7 +164,7 @@ def hook_layers(claims: Claims, switch: Switch, sources: Mapping[nn.Parameter, T
                 for before in own_before:
                     layer.register_forward_pre_hook(before)
                 # before hooks of others, which may return another output than the node's
-                layer.register_forward_hook(hook, prepend=True, always_call=merge is not None)
+                layer.register_forward_hook(hook, prepend=True)
                 tell_hooked(layer)
 
 
@@ -185,7 +185,6 @@ def clear_layer(layer: nn.Module) -> None:
             key for key, hook in hooks.items() if isinstance(hook, Gate | Guard | LayerHook | Merge)
         ]:
             del hooks[key]
-            layer._forward_hooks_always_called.pop(key, None)
     show_parameters(layer)
     tell_plain(layer)
     layer.__dict__.pop(MARK, None)

@@ -40,7 +40,8 @@ class Merge(Unscripted):
     """Forward pre-hook: for one forward pass, the layer finds the sums of its weights in their place.
 
     They hide its parameters and do not replace them: who asks for those, as an optimizer or a state dict
-    does, finds what is there always.
+    does, finds what is there always. Where a pass is broken off, ``layer.weight`` is the sums until the
+    next one; torch could call a hook there, but would then compile each layer apart.
     """
 
     gamma: int
@@ -66,13 +67,14 @@ class Merge(Unscripted):
         layer.__dict__[_CUT] = source, factors
         return (source.detach(), *inputs[1:])
 
-    def join(self, layer: nn.Module, output: Tensor | None) -> Tensor | None:
-        """The layer's output, of all nodes, if the layer has made sums; None otherwise, or if it failed."""
-        weight, cut = layer._parameters.get("weight"), layer.__dict__.get(_CUT)
-        show_parameters(layer)
-        axis = self.layout.output_axis
-        if output is None or weight is None or output.shape[axis] == len(weight):
+    def join(self, layer: nn.Module, output: Tensor) -> Tensor | None:
+        """The layer's output, of all nodes, if the layer has made sums; None otherwise."""
+        if torch.compiler.is_compiling():
             return None
+        cut, axis = layer.__dict__.get(_CUT), self.layout.output_axis
+        if not show_parameters(layer):
+            return None
+        weight = cast(nn.Parameter, layer._parameters["weight"])
         if cut is None:
             return repeat(output, self.gamma, axis)
         return cast(Tensor, _Send.apply(output, *cut, weight, layer, self))  # type: ignore[no-untyped-call]
@@ -116,13 +118,14 @@ def merge_for(
     return Merge(gamma, group.layout, errors, switch) if gamma > 1 else None
 
 
-def show_parameters(layer: nn.Module) -> None:
-    """Undo what a :class:`Merge` has hidden."""
+def show_parameters(layer: nn.Module) -> bool:
+    """Undo what a :class:`Merge` has hidden; whether there was anything."""
     layer.__dict__.pop(_CUT, None)
-    for name in _NAMES:
-        # in both places it is never otherwise
-        if layer._parameters.get(name) is not None:
-            layer.__dict__.pop(name, None)
+    # what is in both places
+    hidden = [n for n in _NAMES if n in layer.__dict__ and layer._parameters.get(n) is not None]
+    for name in hidden:
+        del layer.__dict__[name]
+    return bool(hidden)
 
 
 @dataclass
