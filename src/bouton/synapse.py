@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -73,11 +73,8 @@ class SynapseGroup:
     @property
     def in_place(self) -> bool:
         """True where every layer still holds the weight that was found."""
-        for layer in self.layers:  # asked in each step, and so without a generator
-            if layer._parameters.get(self.stored) is not self.weight:
-                break
-        else:
-            return not hasattr(self.weight, "_fsdp_flattened")
+        if hasattr(self.weight, "_fsdp_flattened"):
+            return False
         held = [stored_parameter(layer, self.stored) for layer in self.layers]
         # between a forward pass and the next backward, fully_shard may leave a whole copy in the layer
         return all(weight is self.weight or self._is_copy(weight) for weight in held)
@@ -108,6 +105,18 @@ class SynapseGroup:
         spared = torch.zeros(self.weight.shape, dtype=torch.bool, device=self.weight.device)
         spared[row] = True
         return spared
+
+
+def find_moved(groups: Iterable[SynapseGroup]) -> SynapseGroup | None:
+    """The first group that is no longer :attr:`~SynapseGroup.in_place`, as is asked in each step."""
+    for group in groups:
+        weight = group.weight
+        for layer in group.layers:
+            if layer._parameters.get(group.stored) is not weight and not group.in_place:
+                return group
+        if hasattr(weight, "_fsdp_flattened"):
+            return group
+    return None
 
 
 def find_groups(model: nn.Module, readout: str | Sequence[str] | None = None) -> tuple[SynapseGroup, ...]:

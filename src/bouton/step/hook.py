@@ -24,7 +24,7 @@ from bouton.step.structure import rewire
 from bouton.step.updates import known_update
 from bouton.stored import read_weight
 from bouton.switch import Switch
-from bouton.synapse import SynapseGroup
+from bouton.synapse import SynapseGroup, find_moved
 from bouton.tensors.shards import is_spread, mixing, refuse_part_of_flat, spread
 
 _IN_NO_GRAPH = "bouton acts around an optimizer's step; compile the step without fullgraph=True"
@@ -121,9 +121,9 @@ class StepHook:
         self._acts = self._switch.on and not is_rehearsal()
         if not self._acts:
             return
-        for group in self._weights:
-            if not group.in_place:
-                _refuse_another(group)
+        moved = find_moved(self._weights)
+        if moved is not None:
+            _refuse_another(moved)
         if self._scalings:
             self._begin(optimizer, _is_given_closure(*arguments))
 
