@@ -59,7 +59,7 @@ class Merge(Unscripted):
         weight, source = cast(nn.Parameter, layer._parameters["weight"]), inputs[0]
         factors = _Factors.of(self.errors, weight.detach(), self.switch) if self.errors else None
         for name in _NAMES:
-            held = layer._parameters[name]
+            held = layer._parameters.get(name)
             if held is not None:
                 layer.__dict__[name] = sum_members(held, self.gamma, -held.ndim, pulled=factors)
         if factors is None or not source.requires_grad:
