@@ -30,15 +30,16 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.5, help="the most for each measurement")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--largest", type=float, default=float("inf"), help="leave out larger models")
+    parser.add_argument("--series", nargs="+", choices=SERIES, default=list(SERIES))
     parser.add_argument("--out", type=Path, default=OUT)
     asked = parser.parse_args()
     console = Console(highlight=False)
     command = shlex.join(["python", "benchmarks/growth.py", *sys.argv[1:]])
     effort = Effort(seconds=asked.seconds, precision=0.005, least_pairs=4)
     setting = Setting(threads=asked.threads, effort=effort, memory=False, command=command)
-    for series, workloads in SERIES.items():
+    for series in asked.series:
         records = []
-        for workload in workloads():
+        for workload in SERIES[series]():
             if sum(p.numel() for p in workload.start().model.parameters()) > asked.largest:
                 continue
             console.print(workload.describe())
