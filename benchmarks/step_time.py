@@ -19,6 +19,7 @@ from older import install, older_arms
 from rich.console import Console
 
 from bouton.lab.bench import ARMS, Effort, Setting, measure, named, write_records
+from bouton.lab.bench.record import read_records
 from bouton.lab.bench.table import make_table
 from bouton.lab.bench.terminal import LiveProgress, print_table
 from bouton.native.library import loops_used
@@ -39,26 +40,25 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.older:
         install()
-    console, older, records = Console(highlight=False), older_arms() if asked.older else {}, []
+    console, older = Console(highlight=False), older_arms() if asked.older else {}
     alone = loops_used() == "of torch"
     out = asked.out or RESULTS / ("step-time-torch-loops-cpu.json" if alone else "step-time-cpu.json")
+    records = {record.workload: record for record in read_records(out)} if out.exists() else {}
     effort = Effort(seconds=asked.seconds, precision=asked.precision)
     command = "BOUTON_NATIVE=0 " * alone + shlex.join(["python", "benchmarks/step_time.py", *sys.argv[1:]])
     setting = Setting(threads=asked.threads, effort=effort, command=command)
     for name in asked.workloads:
         with LiveProgress(console, len(ARMS) + len(older)) as progress:
-            records.append(
-                measure(
-                    named(name),
-                    ARMS,
-                    setting,
-                    other=older,
-                    other_name="older package" if older else "",
-                    progress=progress,
-                )
+            records[name] = measure(
+                named(name),
+                ARMS,
+                setting,
+                other=older,
+                other_name="older package" if older else "",
+                progress=progress,
             )
-        print_table(console, make_table(records[-1]))
-        write_records(out, records)
+        print_table(console, make_table(records[name]))
+        write_records(out, list(records.values()))  # and those of other workloads that were there
 
 
 if __name__ == "__main__":
