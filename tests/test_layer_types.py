@@ -21,7 +21,7 @@ def test_blocks_are_rows_in_order_and_are_joined_again(blocks, nodes, fan_in):
     for block, part in enumerate(found):
         assert torch.equal(part, tensor[block * nodes : (block + 1) * nodes])
     assert torch.equal(layout.join(list(found)), tensor)
-    units = layout.units(tensor)
+    (units,) = layout.whole(tensor)
     assert units.shape[0] == nodes
     for unit in range(nodes):
         assert units[unit].flatten().tolist() == tensor[unit::nodes].flatten().tolist()

@@ -44,6 +44,11 @@ class Claim:
     memory: Memory
     sample: tuple[Tensor, Tensor] | None = None  # backward wiring: errors at the output, and sent down
 
+    def __post_init__(self) -> None:
+        # Weights change block by block; a layer's output has one node for all of its blocks.
+        by_block = self.mechanism.site in ("rate", "structure")
+        self._view = self.layout.split if by_block else self.layout.whole
+
     @property
     def key(self) -> str:
         """This claim's name in a state dict."""
@@ -72,6 +77,7 @@ class Claim:
                 for synapses in self.blocks(*self._shown(group.effective(), None, group.beside()))
             ]
         self.memory.prepared = frozenset().union(*self.memory.states)
+        self.memory.device = group.weight.device
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "sample": None}  # errors of training data have no place in a saved model
@@ -205,8 +211,7 @@ class Claim:
         alone: bool = True,
     ) -> list[Synapses]:
         """What the rule sees of detached tensors: one part for each block of the weight."""
-        # Weights change block by block; a layer's output has one node for all of its blocks.
-        view = self.layout.split if self.mechanism.site in ("rate", "structure") else self._units
+        view = self._view
         weights, memory = view(weight), self.memory
         gradients = None
         if gradient is not None:
@@ -215,11 +220,10 @@ class Claim:
         beside = [view(companion) for companion in companions] if companions else ()
         if not memory.states:
             memory.states = [{} for _ in weights]
+        if memory.device != weight.device:
+            memory.move(weight.device)
         found, start = [], 0
         for block, state in enumerate(memory.states):
-            for name, tensor in state.items():
-                if tensor.device != weight.device:  # the model was moved since
-                    state[name] = tensor.to(weight.device)
             synapses = Synapses.of(
                 weight=weights[block],
                 gradient=None if gradients is None else gradients[block],
@@ -249,9 +253,6 @@ class Claim:
                 f"{self.name} has a sparse gradient ({gradient.layout}), and "
                 f"{type(self.mechanism).__name__} acts on dense ones; use sparse=False where it is made"
             )
-
-    def _units(self, tensor: Tensor) -> tuple[Tensor]:
-        return (self.layout.units(tensor),)
 
     def _check(self, returned: object, *expected: torch.Size, dtype: torch.dtype | None = None) -> None:
         if isinstance(returned, Tensor):

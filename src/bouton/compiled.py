@@ -17,9 +17,8 @@ _NOT_SCRIPTED = (
 
 def forward_only() -> bool:
     """Whether a program is being recorded that holds the forward pass alone."""
-    tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     # not is_exporting(), which torch.compile of torch 2.11 takes for true
-    return tracing or torch.compiler._is_exporting_flag
+    return torch._C._get_tracing_state() is not None or torch.compiler._is_exporting_flag
 
 
 class HookedParameters(dict[str, Tensor | None]):

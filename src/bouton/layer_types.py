@@ -64,10 +64,10 @@ class Layout:
         """The inverse of :meth:`split`."""
         return self.nodes(blocks[0] if len(blocks) == 1 else torch.cat(blocks))
 
-    def units(self, tensor: Tensor) -> Tensor:
+    def whole(self, tensor: Tensor) -> tuple[Tensor]:
         """See a weight-shaped tensor by the nodes of the layer's output, each with all of its blocks."""
         nodes = self.nodes(tensor) if self.transposed else tensor
-        return nodes if self.blocks == 1 else nodes.unflatten(0, (self.blocks, -1)).transpose(0, 1)
+        return (nodes if self.blocks == 1 else nodes.unflatten(0, (self.blocks, -1)).transpose(0, 1),)
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ def test_bytes_of_state(distribution, scope):
         handle = bouton.attach(layer, optimizer, [bouton.PlasticityDiversity(stored=stored, **law)])
         train(layer, optimizer)
         each = 4 if distribution == "temporal" else 2  # and temporal counts its updates
-        counts = {"activity": 2 * 8 * nodes, "temporal": 8}.get(distribution, 0)
+        counts = {"activity": (8 + 8 + 4) * nodes, "temporal": 8}.get(distribution, 0)
         assert bytes_of(handle) == counts + stored * each * synapses
 
 

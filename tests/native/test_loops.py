@@ -49,7 +49,9 @@ def test_sums_of_sizes(shape, seed, odd):
     weight = numbers(shape, seed, odd)
     size = weight.double().abs()
     sums = size.flatten(1).sum(1)
-    close(sizes.row_sizes(weight), torch.where(sums > 3.4028235e38, math.inf, sums), 2e-6)
+    finite = torch.where(sums > 3.4028235e38, math.nan, sums)
+    shares = (2 * finite / finite.nan_to_num(0.0).amax()).nan_to_num(1.0)
+    close(sizes.shares((weight,), None, False), shares, 4e-6)
     expected = known(size).mean()
     if expected < 3e38:
         close(sizes.mean_size(weight), expected, 2e-6)
@@ -177,7 +179,11 @@ def test_factors_of_activity(torch_alone, nodes, seed):
     counts = torch.randint(0, 3 if seed else 1, (2, nodes), generator=torch.Generator().manual_seed(seed))
 
     def surveyed():
-        state = {"active": counts[0].double(), "recent": counts[1].double()}
+        state = {
+            "active": counts[0].double(),
+            "recent": counts[1].double(),
+            "factor": torch.empty(nodes, 1),
+        }
         found = rate_laws.LAWS["activity"].survey(Synapses(torch.ones(nodes, 2), state=state))
         return state["active"], state["recent"], found["factor"]
 
@@ -258,7 +264,8 @@ def results():
     changed, values = remodeling.remodel(weight, torch.tensor(3.0), 4.0, 1.0, 0, (1, 2))
     counts = torch.zeros(300, dtype=torch.float64)
     outputs.count_beyond(weight, -2, 0.1, counts)
-    sums = sizes.row_sizes(weight), sizes.mean_size(weight), sizes.largest_size(weight)
+    shares = sizes.shares((weight, weight), None, True)
+    sums = shares, sizes.mean_size(weight), sizes.largest_size(weight)
     pooled = outputs.pool(weight, 2, -1), outputs.pool(weight, 2, -2), total
     return [made, deviated, changed, values, counts, *sums, *pooled]
 
@@ -362,7 +369,7 @@ def test_deviations_broadcast_from_the_last_axis_and_from_nothing():
 def test_what_the_loops_cannot_read_is_left_to_torch(other):
     weight = other(torch.ones(4, 6))
     assert not ready.serves(weight)
-    assert sizes.row_sizes(weight) is None and outputs.pool(weight, 2, -1) is None
+    assert sizes.mean_size(weight) is None and outputs.pool(weight, 2, -1) is None
     assert not rates.deviate(weight, weight, weight, weight, 1.0)
 
 
@@ -391,14 +398,19 @@ def test_graphs_are_made_of_operations_of_torch():
 
 def test_defaults_of_torch_do_not_matter():
     weight = numbers((30, 40), 1)
-    expected = [sizes.row_sizes(weight), sizes.mean_size(weight), sizes.largest_size(weight)]
+
+    def found():
+        shares = sizes.shares((weight,), None, False)
+        return [shares, sizes.mean_size(weight), sizes.largest_size(weight)]
+
+    expected = found()
     torch.set_default_dtype(torch.float64)
     torch.set_default_device("meta")
     try:
-        found = [sizes.row_sizes(weight), sizes.mean_size(weight), sizes.largest_size(weight)]
+        again = found()
         changed, _ = remodeling.remodel(weight, expected[2], 4.0, 1.0, 0, (1, 2))
     finally:
         torch.set_default_dtype(torch.float32)
         torch.set_default_device(None)
     assert changed.is_cpu
-    assert all(torch.equal(one, two) for one, two in zip(found, expected, strict=True))
+    assert all(torch.equal(one, two) for one, two in zip(again, expected, strict=True))

@@ -73,12 +73,12 @@ def test_what_the_loop_cannot_read_is_left_to_torch(other):
         "maximize": False,
     }
     weight, rates, step = torch.ones(5, 6), (torch.ones(5, 6), 0.5, None, 0.0, None), steps.SgdStep()
-    for stays in (False, True):
-        assert not step(weight, other(weight), weight.clone(), rates, settings, stays)
-        assert not step(weight, weight.clone(), other(weight), rates, settings, stays)
-        assert not step(other(weight), weight.clone(), weight.clone(), rates, settings, stays)
+    for _ in range(2):
+        assert not step(weight, other(weight), weight.clone(), rates, settings)
+        assert not step(weight, weight.clone(), other(weight), rates, settings)
+        assert not step(other(weight), weight.clone(), weight.clone(), rates, settings)
         for gradient in (None, weight.to_sparse()):
-            assert not step(weight, gradient, weight.clone(), rates, settings, stays)
+            assert not step(weight, gradient, weight.clone(), rates, settings)
     assert torch.equal(weight, torch.ones(5, 6))
 
 
@@ -202,8 +202,8 @@ def test_the_same_place_in_another_order_is_left_to_torch(of, change):
     )
     weight, gradient, buffer = torch.randn(3, 20, 20)
     own = steps.SgdStep()
-    assert own(weight, gradient, buffer, rates, settings, stays=True)
+    assert own(weight, gradient, buffer, rates, settings)
     if of == "weight":
-        assert not own(change(weight), gradient, buffer, rates, settings, stays=True)
+        assert not own(change(weight), gradient, buffer, rates, settings)
     else:
-        assert not own(weight, gradient, change(buffer), rates, settings, stays=True)
+        assert not own(weight, gradient, change(buffer), rates, settings)

@@ -198,9 +198,11 @@ def _follow_weight(synapses: Synapses, settings: Settings, known: Mapping[str, T
 
 
 def _prepared_to_count(synapses: Synapses, settings: Settings) -> dict[str, Tensor]:
+    weight = synapses.weight
     # in float64, which counts exactly to 2**53
-    nodes = torch.zeros(len(synapses.weight), dtype=torch.float64, device=synapses.weight.device)
-    return {**_prepared(synapses, settings), "active": nodes, "recent": nodes.clone()}
+    nodes = torch.zeros(len(weight), dtype=torch.float64, device=weight.device)
+    factor = nodes.new_ones(len(weight), *[1] * (weight.ndim - 1), dtype=torch.float32)
+    return {**_prepared(synapses, settings), "active": nodes, "recent": nodes.clone(), "factor": factor}
 
 
 def _count_active(synapses: Synapses, output: Tensor) -> None:
@@ -218,24 +220,21 @@ def _is_active(output: Tensor) -> Tensor:
 
 
 def _activity(synapses: Synapses) -> dict[str, Tensor]:
-    state, recent = synapses.state, synapses.state["recent"]
-    state["recent"] = torch.zeros_like(recent)  # another tensor: a skipped step takes it back
+    active, recent, factor = (synapses.state[name] for name in ("active", "recent", "factor"))
     since = synapses.total(recent)
-    found = native.activity(state["active"], since)
-    if found is not None:
-        state["active"], factor = found
-        return {"factor": factor}
-    active = state["active"] = state["active"] + since
-    share = (active / active.mean()).nan_to_num_(1.0)  # nothing observed yet: all nodes are alike
-    # 2 - clip(1 + 0.1 (n - 1), 0.8, 1.2), of which no share can reach the lower bound
-    return {"factor": share.mul_(-0.1).add_(1.1).clamp_min_(0.8).to(torch.float32)}
+    if not native.activity(active, since, factor):
+        active += since
+        share = (active / active.mean()).nan_to_num_(1.0)  # nothing observed yet: all nodes are alike
+        # 2 - clip(1 + 0.1 (n - 1), 0.8, 1.2), of which no share can reach the lower bound
+        factor.copy_(share.mul_(-0.1).add_(1.1).clamp_min_(0.8).view_as(factor))
+    recent.zero_()
+    return {"factor": factor}
 
 
 def _follow_activity(synapses: Synapses, settings: Settings, known: Mapping[str, Tensor]) -> Deviation:
-    factor = known["factor"].reshape(-1, *[1] * (synapses.weight.ndim - 1))
     if settings.stored and _keeps_within(settings, 1.2):
-        return Deviation(synapses.state["deviation"], settings.nu, factor)
-    return _times(synapses, settings, factor.clone(), 1.2)
+        return Deviation(synapses.state["deviation"], settings.nu, known["factor"])
+    return _times(synapses, settings, known["factor"].clone(), 1.2)
 
 
 def _prepared_for_time(synapses: Synapses, settings: Settings) -> dict[str, Tensor]:

@@ -122,7 +122,7 @@ class Sgd(ctypes.Structure):
 
 
 _ARGUMENTS = {  # p for a tensor, n for a count, f for a number, i for a choice, u for random bits
-    "row_sizes": "pnnpi",
+    "row_sizes": "pnnipi",
     "mean_size": "pnpi",
     "shares": "pnffi",
     "deviate": "pppRi",
@@ -131,7 +131,7 @@ _ARGUMENTS = {  # p for a tensor, n for a count, f for a number, i for a choice,
     "volume_rates": "pnfNpi",
     "crystallize": "pppfpfni",
     "count_beyond": "pnnnfpi",
-    "activity": "ppppn",
+    "activity": "pppn",
     "pool": "pnnnpi",
     "sum_members": "ppnnnpi",
     "repeat": "ppnnnpi",

@@ -27,10 +27,10 @@ void count_beyond(const float *output, count_t outer, count_t nodes, count_t inn
   }
 }
 
-// Of how often each node was active, and how often it was since: the sum, and the factor of its deviations.
-void activity(const double *before, const double *since, double *active, float *factors, count_t nodes) {
+// Adds to how often each node was active how often it was since, and makes of it the factor of its deviations.
+void activity(double *active, const double *since, float *factors, count_t nodes) {
   double total = 0.0;
-  for (count_t node = 0; node < nodes; node++) total += active[node] = before[node] + since[node];
+  for (count_t node = 0; node < nodes; node++) total += active[node] += since[node];
   for (count_t node = 0; node < nodes; node++) {
     double factor = total > 0.0 ? 1.1 - 0.1 * active[node] * (double)nodes / total : 1.0;
     factors[node] = (float)(factor < 0.8 ? 0.8 : factor);

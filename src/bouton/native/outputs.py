@@ -21,14 +21,14 @@ def count_beyond(output: Tensor, axis: int, size: float, counts: Tensor) -> bool
     return True
 
 
-def activity(before: Tensor, since: Tensor) -> tuple[Tensor, Tensor] | None:
-    """The sum of two counts of activity in float64, and what it makes of each node's deviations."""
-    if (loops := ready(before, since, dtype=torch.float64)) is None:
-        return None
-    active, factors = torch.empty_like(before), torch.empty_like(before, dtype=torch.float32)
-    places = (tensor.data_ptr() for tensor in (before, since, active, factors))
-    loops.activity(*places, len(before))
-    return active, factors
+def activity(active: Tensor, since: Tensor, factors: Tensor) -> bool:
+    """Add to counts of activity in float64; ``factors`` become what they make of nodes' deviations."""
+    if (loops := ready(active, since, dtype=torch.float64)) is None or ready(factors) is None:
+        return False
+    if not active.numel() == since.numel() == factors.numel():
+        return False
+    loops.activity(active.data_ptr(), since.data_ptr(), factors.data_ptr(), active.numel())
+    return True
 
 
 def pool(output: Tensor, gamma: int, axis: int) -> Tensor | None:

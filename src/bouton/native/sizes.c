@@ -2,10 +2,11 @@
 
 #include "common.h"
 
-void row_sizes(const float *weight, count_t rows, count_t columns, float *sums, int threads) {
+// Into `sums`, or added to what they are.
+void row_sizes(const float *weight, count_t rows, count_t columns, int adds, float *sums, int threads) {
   THREADS(rows * columns)
   for (count_t row = 0; row < rows; row++) {
-    double sum = 0.0;
+    double sum = adds ? sums[row] : 0.0;
     for (count_t begin = 0; begin < columns; begin += BLOCK) {
       const float *own = weight + row * columns + begin;
       float total = 0.0f;

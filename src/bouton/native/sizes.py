@@ -10,16 +10,6 @@ from torch import Tensor
 from bouton.native.ready import ready
 
 
-def row_sizes(weight: Tensor) -> Tensor | None:
-    """The sum of sizes of each row ``[node]``."""
-    if (loops := ready(weight)) is None:
-        return None
-    rows = weight.shape[0]
-    sums, columns = weight.new_empty(rows), weight.numel() // rows if rows else 0
-    loops.row_sizes(weight.data_ptr(), rows, columns, sums.data_ptr(), torch.get_num_threads())
-    return sums
-
-
 def mean_size(weight: Tensor) -> Tensor | None:
     """The mean of all sizes; those that are infinite or not a number count as 0."""
     if (loops := ready(weight)) is None:
@@ -31,13 +21,18 @@ def mean_size(weight: Tensor) -> Tensor | None:
 
 def shares(weights: Sequence[Tensor], clip: tuple[float, float] | None, normalize: bool) -> Tensor | None:
     """The factors of :class:`bouton.Grapes` of nodes into which all of some weights lead."""
-    sums, (low, high) = row_sizes(weights[0]), clip or (0.0, torch.inf)
-    for other in weights[1:]:
-        more = row_sizes(other)
-        sums = None if sums is None or more is None else sums.add_(more)
-    if sums is None or (loops := ready(sums)) is None:
+    if (loops := ready(*weights)) is None:
         return None
-    loops.shares(sums.data_ptr(), sums.numel(), low, high, normalize)
+    rows, threads, adds = len(weights[0]), torch.get_num_threads(), False
+    sums, (low, high) = weights[0].new_empty(rows), clip or (0.0, torch.inf)
+    place = sums.data_ptr()
+    for weight in weights:
+        if len(weight) != rows:
+            return None
+        columns = weight.numel() // rows if rows else 0
+        loops.row_sizes(weight.data_ptr(), rows, columns, adds, place, threads)
+        adds = True
+    loops.shares(place, rows, low, high, normalize)
     return sums
 
 

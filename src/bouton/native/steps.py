@@ -38,9 +38,8 @@ class SgdStep:
         buffer: Tensor | None,
         rates: Deviation,
         settings: Mapping[str, Any],
-        stays: bool = False,
     ) -> bool:
-        """Make it in place; False where the loop does not serve. ``stays``: that of the rates."""
+        """Make it in place; False where the loop does not serve."""
         if gradient is None or (loops := ready(gradient)) is None:
             return False
         other = weight if buffer is None else buffer
@@ -54,13 +53,11 @@ class SgdStep:
             if not serves(weight, other):
                 return False
             self._seen, self._rates = seen, None
-        if self._rates is not None and self._rates[0] is rates:
-            given = self._rates[1]
-        else:
-            found = as_rates(weight, *rates)
-            if found is None:
+        if self._rates is None or not _is_same(self._rates[0], rates):
+            given = as_rates(weight, *rates)
+            if given is None:
                 return False
-            given, self._rates = found, (rates, found) if stays else None
+            self._rates = rates, given
         own = Sgd(
             settings["lr"],
             settings["momentum"],
@@ -69,8 +66,18 @@ class SgdStep:
             settings["nesterov"],
             -1.0 if settings["maximize"] else 1.0,
         )
-        loops.sgd(place, gradient.data_ptr(), moved, own, given, torch.get_num_threads())
+        loops.sgd(place, gradient.data_ptr(), moved, own, self._rates[1], torch.get_num_threads())
         return True
+
+
+def _is_same(one: Deviation, other: Deviation) -> bool:
+    """Whether two rates are numbers in the same memory."""
+    if one is other:
+        return True
+    values, scale, nodes, shift, factor = one
+    if not (values is other[0] and nodes is other[2] and factor is other[4]):
+        return False
+    return scale == other[1] and shift == other[3]
 
 
 def is_torchs() -> bool:

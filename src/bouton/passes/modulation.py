@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
@@ -22,9 +23,8 @@ _COMPILED = (
 )
 
 
-def transforming() -> bool:
-    """Whether a torch.func transform (grad, vmap, jvp, ...) is at work."""
-    return torch._C._are_functorch_transforms_active()
+# Whether a torch.func transform (grad, vmap, jvp, ...) is at work.
+transforming: Callable[[], bool] = torch._C._are_functorch_transforms_active
 
 
 def refuse_forward_mode(tensor: Tensor, name: str) -> None:

@@ -27,6 +27,7 @@ class Memory:
     shape: tuple[int, ...]  # of the weight
     stream: RandomStream
     states: list[dict[str, Tensor]] = field(default_factory=list)  # one for each block of the weight
+    device: torch.device | None = None  # of these, once it is known
     prepared: frozenset[str] = frozenset()  # the names of what the mechanism made at attach
     step: int = 0
     events: int = 0
@@ -36,7 +37,13 @@ class Memory:
     def clear(self) -> None:
         """Forget everything."""
         self.step = self.events = self.stream.count = 0
-        self.states, self.changed, self.doubt = [], _none(), None
+        self.states, self.device, self.changed, self.doubt = [], None, _none(), None
+
+    def move(self, device: torch.device) -> None:
+        """Follow a weight to where it is now."""
+        for state in self.states:
+            state |= {name: tensor.to(device) for name, tensor in state.items()}
+        self.device = device
 
     @property
     def counts(self) -> Counts:
@@ -104,7 +111,7 @@ class Memory:
             for state, own in zip(_joined(values), self.states, strict=True)
         ]
         self.step, self.events = values["step"], values["events"]
-        self.stream.count, self.doubt = values["draws"], None
+        self.stream.count, self.doubt, self.device = values["draws"], None, None
         self.changed = values["changed"].clone()
 
 

@@ -42,12 +42,8 @@ class Advance(Protocol):
         weight: Tensor,
         view: View | None,
         rates: Deviation,
-        stays: bool = False,
     ) -> bool:
-        """Step and scale synapses in one pass, all of them without a ``view``; False where it cannot.
-
-        ``stays``: the rates are the same object in each step, with the same numbers.
-        """
+        """Step and scale synapses in one pass, all of them without a ``view``; False where it cannot."""
         return False
 
 
@@ -141,13 +137,12 @@ class _Sgd(Advance):
         weight: Tensor,
         view: View | None,
         rates: Deviation,
-        stays: bool = False,
     ) -> bool:
         buffer, gradient = _momentum(optimizer, weight) if settings["momentum"] else None, weight.grad
         if view is not None:
             weight, gradient = view(weight), None if gradient is None else view(gradient)
             buffer = None if buffer is None else view(buffer)
-        if not (self._agrees and self._step(weight, gradient, buffer, rates, settings, stays)):
+        if not (self._agrees and self._step(weight, gradient, buffer, rates, settings)):
             return False
         increment_version(weight)  # which torch does where it writes itself
         return True

@@ -88,7 +88,7 @@ class OwnStep:
         advance, weight, settings = self._advance, self._group.weight, self._place.settings(optimizer)
         assert advance is not None
         rates = self.fixed.of_weight(weight)
-        if not advance.scaled(optimizer, settings, weight, self._view, rates, stays=True):
+        if not advance.scaled(optimizer, settings, weight, self._view, rates):
             return False
         self.is_due = False
         advance.finish(optimizer, weight)
