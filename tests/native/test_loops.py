@@ -149,6 +149,10 @@ def test_crystallization(torch_alone, shape, seed, odd):
     found = rates()
     with torch_alone():
         assert torch.equal(found, rates())
+    one, other = torch.ones(2, *shape)
+    assert rules.crystallize(one, weight, gradient, 0.3, None, -0.4)
+    assert rules.crystallize(other, weight, gradient, 0.3, sizes.mean_size(weight), -0.4)
+    assert torch.equal(one, other)
 
 
 def test_the_limits_of_crystallization_do_not_belong_to_it():

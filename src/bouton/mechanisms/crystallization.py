@@ -98,9 +98,10 @@ class Crystallization(Mechanism):
     def rule(self, synapses: Synapses) -> Tensor:
         rate = synapses.state["rate"]
         if synapses.gradient is not None:
-            weight, gradient, most = synapses.weight, synapses.gradient, self.surveyed(synapses)["most"]
+            weight, gradient, known = synapses.weight, synapses.gradient, synapses.survey
+            most = None if known is None else known["most"]
             if not crystallize(rate, weight, gradient, self.threshold, most, self.factor - 1):
-                settled = _settled(weight, gradient, self.threshold, most)
+                settled = _settled(weight, gradient, self.threshold, self.surveyed(synapses)["most"])
                 rate.addcmul_(rate, settled, value=self.factor - 1)
             if synapses.step % 8 == 0:
                 # CPUs are slow with the smallest numbers that they know, at which rates would end up

@@ -32,6 +32,9 @@ static inline double sum_of(const double *sums) {
 // A size, and 0 for one that is infinite or not a number.
 static inline float or_0(float size) { return size <= FLT_MAX ? size : 0.0f; }
 
+// The mean of all sizes.
+void mean_size(const float *weight, count_t count, float *mean, int threads);
+
 static inline float multiply_add(float a, float b, float c) {
 #if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
   return fmaf(a, b, c);

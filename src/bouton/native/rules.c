@@ -45,10 +45,12 @@ double volume_rates(const float *weight, count_t count, float steepness, noise_t
   return sum_of(sums);
 }
 
-// Crystallization: `less` is what the factor differs from 1 by.
+// Crystallization: `less` is what the factor differs from 1 by. Without `most` it is the mean of these weights.
 void crystallize(float *rates, const float *weight, const float *gradient, float threshold, const float *most,
                  float less, count_t count, int threads) {
-  float limit = *most;
+  float limit;
+  if (most) limit = *most;
+  else mean_size(weight, count, &limit, threads);
   THREADS(count)
   for (count_t begin = 0; begin < count; begin += BLOCK) {
     count_t end = least(begin + BLOCK, count);

@@ -40,19 +40,22 @@ def volume_rates(
 
 
 def crystallize(
-    rates: Tensor, weight: Tensor, gradient: Tensor, threshold: float, most: Tensor, less: float
+    rates: Tensor, weight: Tensor, gradient: Tensor, threshold: float, most: Tensor | None, less: float
 ) -> bool:
-    """Add ``less * rates`` to the rates whose gradient is below ``threshold * |w|`` or above ``most``."""
-    if (loops := ready(rates, weight, gradient, most)) is None:
+    """Add ``less * rates`` to the rates whose gradient is below ``threshold * |w|`` or above ``most``.
+
+    That is the mean of ``|w|`` where it is None.
+    """
+    if (loops := ready(rates, weight, gradient, *([] if most is None else [most]))) is None:
         return False
-    if not rates.shape == weight.shape == gradient.shape or most.numel() != 1:
+    if not rates.shape == weight.shape == gradient.shape or (most is not None and most.numel() != 1):
         return False
     loops.crystallize(
         rates.data_ptr(),
         weight.data_ptr(),
         gradient.data_ptr(),
         threshold,
-        most.data_ptr(),
+        None if most is None else most.data_ptr(),
         less,
         rates.numel(),
         torch.get_num_threads(),

@@ -46,7 +46,8 @@ class OwnStep:
         self._is_whole = group.layout.blocks == 1 and not self._has_pieces
         self._observes = any(claim.mechanism.observes for claim in claims)
         self._view = group.layout.nodes if group.layout.transposed else None
-        self.fixed = FixedRates.of(claims)
+        self._each_fixed = [FixedRates.of(claim) for claim in claims]
+        self.fixed = self._each_fixed[0] if len(claims) == 1 else None
         self._withheld: Tensor | None = None  # the gradient, within a step
         self.is_due = False
 
@@ -98,16 +99,12 @@ class OwnStep:
         """Make the step, of one part of the weight after another; where a rule fails, plainly."""
         weight, advance, claims = self._group.weight, self._advance, self._claims
         assert advance is not None
-        seen = [claim.blocks(weight.detach(), weight.grad, alone=False) for claim in claims]
-        parts: Iterable[tuple[View | None, Sequence[Synapses]]] = parts_of(self._group, claims, seen)
-        if self._is_whole:
-            parts = [(self._view, [block for (block,) in seen])]
-        failure: BaseException | None = None
-        for view, own in parts:
+        now, failure = weight.detach(), None
+        for view, own in self._parts(now):
             rates = None
             if failure is None:
                 try:
-                    rates = rates_of(claims, own)
+                    rates = rates_of(claims, own, now if view is None else view(now))
                 except BaseException as error:
                     failure = error
             self.is_due = False
@@ -115,6 +112,17 @@ class OwnStep:
         advance.finish(optimizer, weight)
         if failure is not None:
             raise failure
+
+    def _parts(self, now: Tensor) -> Iterable[tuple[View | None, Sequence[Synapses | Deviation]]]:
+        """What the rules see of one part of the weight after another, with a view of that part."""
+        claims, pull = self._claims, self._group.weight.grad
+        if not self._is_whole:
+            seen = [claim.blocks(now, pull, alone=False) for claim in claims]
+            return parts_of(self._group, claims, seen)
+        own: list[Synapses | Deviation] = []
+        for claim, fixed in zip(claims, self._each_fixed, strict=True):
+            own.append(fixed.of_weight(now) if fixed else claim.blocks(now, pull, alone=False)[0])
+        return [(self._view, own)]
 
     def make_plain(self, optimizer: Optimizer) -> None:
         """Make the step without rates, if it is due."""

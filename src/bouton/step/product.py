@@ -23,10 +23,9 @@ class FixedRates:
         self._known: tuple[object, Deviation] | None = None  # of which states, and what
 
     @classmethod
-    def of(cls, claims: Sequence[Claim]) -> FixedRates | None:
-        """Those of some claims on one weight; None where rates may change."""
-        alone = len(claims) == 1 and claims[0].layout.blocks == 1
-        return cls(claims[0]) if alone and claims[0].mechanism.fixed else None
+    def of(cls, claim: Claim) -> FixedRates | None:
+        """Those of a claim; None where they may change."""
+        return cls(claim) if claim.layout.blocks == 1 and claim.mechanism.fixed else None
 
     def of_weight(self, weight: Tensor) -> Deviation:
         """The rates, which are the same object for as long as they stay."""
@@ -42,10 +41,16 @@ class FixedRates:
         return found
 
 
-def rates_of(claims: Sequence[Claim], parts: Sequence[Synapses]) -> Deviation:
-    """The product of all rates, which may be in memory that is used again, or a mechanism's own."""
+def rates_of(claims: Sequence[Claim], parts: Sequence[Synapses | Deviation], like: Tensor) -> Deviation:
+    """The product of all rates of ``like``, which may be in memory that is used again, or a mechanism's own.
+
+    ``parts``: what each rule is to see, or what it is known to return.
+    """
     factors, deviations = [], []
     for claim, part in zip(claims, parts, strict=True):
+        if isinstance(part, Deviation):
+            deviations.append(part)
+            continue
         known = claim.mechanism.deviation(part)
         if known is None:
             factors.append(claim.factor(part))  # may be one for each node
@@ -56,7 +61,7 @@ def rates_of(claims: Sequence[Claim], parts: Sequence[Synapses]) -> Deviation:
         deviations.append(known)
     if len(deviations) == 1 and len(factors) <= 1:  # left to the pass that adds them
         return deviations[0]._replace(factor=factors[0]) if factors else deviations[0]
-    made = scratch("product", parts[0].weight, wide(parts[0].weight.dtype))
+    made = scratch("product", like, wide(like.dtype))
     if not factors:
         factors = [_rate(deviations.pop(), made)]
     return Deviation(_product(factors, deviations, made), shift=-1.0)

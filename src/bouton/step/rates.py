@@ -115,7 +115,7 @@ class Scaling:
         for view, parts in parts_of(self.group, self.claims, seen):
             now, gradient = view(weight.detach()), weight.grad
             if gradient is None:  # time goes by, and nothing was added
-                rates_of(self.claims, [part.but(weight=now) for part in parts])
+                rates_of(self.claims, [part.but(weight=now) for part in parts], now)
                 continue
             update = known.last(optimizer, settings, weight, view)
             if not self._blind:
@@ -123,7 +123,7 @@ class Scaling:
                 before = torch.add(now, update.direction, alpha=-update.size, out=kept)
                 pulls = view(gradient.detach())
                 parts = [part.but(weight=before, gradient=pulls) for part in parts]
-            rescale(now, update, rates_of(self.claims, parts))
+            rescale(now, update, rates_of(self.claims, parts, now))
 
     def _scale(self, before: Snapshot, skipped: Tensor | None) -> None:
         weight, claims = self.group.weight, self.claims
@@ -136,4 +136,5 @@ class Scaling:
             return
         seen = [c.blocks(before.effective, weight.grad, before.companions, alone=False) for c in claims]
         for view, parts in parts_of(self.group, claims, seen):
-            blend(view(before.stored), view(weight.detach()), rates_of(claims, parts))
+            now = view(weight.detach())
+            blend(view(before.stored), now, rates_of(claims, parts, now))
