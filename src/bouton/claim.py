@@ -48,11 +48,9 @@ class Claim:
         # Weights change block by block; a layer's output has one node for all of its blocks.
         by_block = self.mechanism.site in ("rate", "structure")
         self._view = self.layout.split if by_block else self.layout.whole
-
-    @property
-    def key(self) -> str:
-        """This claim's name in a state dict."""
-        return self.memory.key
+        self._is_plain = self.layout.blocks == 1 and not self.layout.transposed
+        self._is_blind = self.mechanism.blind
+        self.key = self.memory.key  # this claim's name in a state dict
 
     @classmethod
     def of(cls, mechanism: Mechanism, group: SynapseGroup, seed: int) -> Claim:
@@ -104,7 +102,8 @@ class Claim:
     def error_factor(self, weight: Tensor, companions: Sequence[Tensor] = ()) -> Tensor:
         """The factor of an error rule, shaped to multiply the layer's output."""
         (synapses,) = self.blocks(weight, companions=companions)
-        factor = cast(ErrorRule, self.mechanism).rule(synapses)
+        rule: ErrorRule = self.mechanism  # type: ignore[assignment]  # by its site
+        factor = rule.rule(synapses)
         self._check(factor, synapses.weight.shape[:1])
         trailing = -1 - self.layout.output_axis
         return factor.reshape(-1, *[1] * trailing) if trailing else factor
@@ -140,7 +139,8 @@ class Claim:
 
     def factor(self, synapses: Synapses) -> Tensor:
         """The factor of a rate rule, which broadcasts to the shape of ``synapses.weight``."""
-        rate = cast(RateRule, self.mechanism).rule(synapses)
+        rule: RateRule = self.mechanism  # type: ignore[assignment]  # by its site
+        rate = rule.rule(synapses)
         shape = synapses.weight.shape
         self._check(rate, shape[:1], shape)
         return rate.reshape(-1, *[1] * (len(shape) - 1)) if rate.ndim == 1 else rate
@@ -211,12 +211,14 @@ class Claim:
         alone: bool = True,
     ) -> list[Synapses]:
         """What the rule sees of detached tensors: one part for each block of the weight."""
-        view = self._view
-        weights, memory = view(weight), self.memory
+        view, memory = self._view, self.memory
+        weights = (weight,) if self._is_plain else view(weight)
         gradients = None
         if gradient is not None:
-            self.refuse_sparse(gradient)
-            gradients = view(gradient.detach())
+            if gradient.layout is not torch.strided:
+                self.refuse_sparse(gradient)
+            if not self._is_blind:
+                gradients = view(gradient.detach())
         beside = [view(companion) for companion in companions] if companions else ()
         if not memory.states:
             memory.states = [{} for _ in weights]

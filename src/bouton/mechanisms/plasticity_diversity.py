@@ -176,13 +176,15 @@ class PlasticityDiversity(Mechanism):
         return self.law.prepare(synapses, self)
 
     def observe(self, synapses: Synapses, output: Tensor) -> None:
-        if self.law.observe is not None:
-            self.law.observe(synapses, output)
+        observe = self.law.observe
+        if observe is not None:
+            observe(synapses, output)
 
     def survey(self, synapses: Synapses) -> dict[str, Tensor]:
-        if self.observes and self.scope == "gradient" and process_count() > 1:  # started since attach
+        if self.scope == "gradient" and self.observes and process_count() > 1:  # started since attach
             raise ValueError(f"PlasticityDiversity(distribution={self.distribution!r}): {_COUNTED_APART}")
-        return self.law.survey(synapses) if self.law.survey else {}
+        survey = self.law.survey
+        return survey(synapses) if survey else {}
 
     def deviation(self, synapses: Synapses) -> Deviation:
         return self.law.deviation(synapses, self, self.surveyed(synapses))

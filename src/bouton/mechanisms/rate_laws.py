@@ -220,7 +220,8 @@ def _is_active(output: Tensor) -> Tensor:
 
 
 def _activity(synapses: Synapses) -> dict[str, Tensor]:
-    active, recent, factor = (synapses.state[name] for name in ("active", "recent", "factor"))
+    state = synapses.state
+    active, recent, factor = state["active"], state["recent"], state["factor"]
     since = synapses.total(recent)
     if not native.activity(active, since, factor):
         active += since

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bouton.native.ready import ready
+from bouton.native.ready import are_plain, ready
 
 
 def count_beyond(output: Tensor, axis: int, size: float, counts: Tensor) -> bool:
     """Add to ``counts`` in float64 how many outputs of each node, on ``axis``, are beyond a size."""
-    if (loops := ready(output)) is None or ready(counts, dtype=torch.float64) is None:
+    if (loops := ready(output)) is None or not are_plain((counts,), torch.float64):
         return False
     nodes, inner = output.shape[axis], output.shape[output.ndim + axis + 1 :].numel()
     if counts.shape != (nodes,):
@@ -23,7 +23,9 @@ def count_beyond(output: Tensor, axis: int, size: float, counts: Tensor) -> bool
 
 def activity(active: Tensor, since: Tensor, factors: Tensor) -> bool:
     """Add to counts of activity in float64; ``factors`` become what they make of nodes' deviations."""
-    if (loops := ready(active, since, dtype=torch.float64)) is None or ready(factors) is None:
+    if (loops := ready(active, since, dtype=torch.float64)) is None or not are_plain(
+        (factors,), torch.float32
+    ):
         return False
     if not active.numel() == since.numel() == factors.numel():
         return False

@@ -64,7 +64,7 @@ def as_rates(
     others = None if factor is None else factor.data_ptr()
     if alike and nodes is None:
         return Rates(values.data_ptr(), width, scale, shift, None, others, 1, count)
-    rows = len(synapses)
+    rows = synapses.shape[0]
     by_node = (rows, *[1] * (synapses.ndim - 1))
     if nodes is not None and (nodes.shape != by_node or not are_plain((nodes,), torch.float32)):
         return None

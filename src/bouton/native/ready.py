@@ -15,11 +15,14 @@ _KINDS = (Tensor, nn.Parameter)  # and none that stand in for others
 
 def ready(*tensors: Tensor, dtype: torch.dtype = torch.float32) -> ctypes.CDLL | None:
     """The loops, if they can work on these tensors."""
+    return None if is_watched() or not are_plain(tensors, dtype) else library()
+
+
+def is_watched() -> bool:
+    """Whether what is done now is to be done by operations of torch, which something sees or changes."""
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return None
-    if torch._C._len_torch_dispatch_stack():  # of what watches torch's operations, as fake tensors do
-        return None
-    return library() if are_plain(tensors, dtype) else None
+        return True
+    return bool(torch._C._len_torch_dispatch_stack())  # as of fake tensors
 
 
 def are_plain(tensors: Sequence[Tensor], dtype: torch.dtype) -> bool:

@@ -23,11 +23,11 @@ def shares(weights: Sequence[Tensor], clip: tuple[float, float] | None, normaliz
     """The factors of :class:`bouton.Grapes` of nodes into which all of some weights lead."""
     if (loops := ready(*weights)) is None:
         return None
-    rows, threads, adds = len(weights[0]), torch.get_num_threads(), False
+    rows, threads, adds = weights[0].shape[0], torch.get_num_threads(), False
     sums, (low, high) = weights[0].new_empty(rows), clip or (0.0, torch.inf)
     place = sums.data_ptr()
     for weight in weights:
-        if len(weight) != rows:
+        if weight.shape[0] != rows:
             return None
         columns = weight.numel() // rows if rows else 0
         loops.row_sizes(weight.data_ptr(), rows, columns, adds, place, threads)

@@ -94,7 +94,8 @@ class LayerHook(Unscripted):
             returned = output = gate.join(module, inputs, output)
         if self.errors and learns and awaits_error(output, self.errors[0].key):
             weight = read_weight(module, self.parameter)
-            companions = [read_weight(module, name) for name in self.companions]
+            names = self.companions
+            companions = [read_weight(module, name) for name in names] if names else ()
             for claim in self.errors:
                 factor = claim.error_factor(weight, companions).to(output.dtype)
                 output = modulate(output, factor, self.switch, claim.key)

@@ -45,11 +45,9 @@ def awaits_error(output: Tensor, name: str) -> bool:
     Raises:
         ValueError: it takes part in forward-mode differentiation; ``name`` says what cannot act there.
     """
-    if transforming():
-        return True  # vmap hides what requires a gradient
-    if forward_ad._current_level >= 0:
+    if forward_ad._current_level >= 0 and not transforming():
         refuse_forward_mode(output, name)
-    return output.requires_grad
+    return output.requires_grad or transforming()  # vmap hides what requires a gradient
 
 
 def modulate(output: Tensor, factor: Tensor, switch: Switch, name: str) -> Tensor:
@@ -61,13 +59,14 @@ def modulate(output: Tensor, factor: Tensor, switch: Switch, name: str) -> Tenso
 
     ``output`` awaits an error, and ``name`` is that of what modulates it.
     """
+    compiling = torch.compiler.is_compiling()  # asked once, which takes two functions of torch
     if transforming():
-        if torch.compiler.is_compiling():
+        if compiling:
             raise ValueError(
                 _COMPILED.format(name)
             )  # with fullgraph=True; otherwise torch runs it uncompiled
         return cast(Tensor, _Modulated.apply(output, factor, switch, name))  # type: ignore[no-untyped-call]
-    if torch.compiler.is_compiling():
+    if compiling:
         return cast(Tensor, _ModulatedInGraph.apply(output, factor))  # type: ignore[no-untyped-call]
     output.register_hook(partial(_modulated, factor, switch))
     return output

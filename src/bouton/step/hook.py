@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from bouton.claim import Claim, Claims, claims_at
 from bouton.compiled import keep_out_of_graphs
 from bouton.fused.stepping import Fused
+from bouton.native.ready import is_watched
 from bouton.state.skipped import Verdict
 from bouton.step.advance import is_undisturbed, known_advance
 from bouton.step.callers import is_rehearsal, is_within_step
@@ -25,6 +26,7 @@ from bouton.step.updates import known_update
 from bouton.stored import read_weight
 from bouton.switch import Switch
 from bouton.synapse import SynapseGroup, find_moved
+from bouton.tensors.processes import process_count
 from bouton.tensors.shards import is_spread, mixing, refuse_part_of_flat, spread
 
 _IN_NO_GRAPH = "bouton acts around an optimizer's step; compile the step without fullgraph=True"
@@ -56,6 +58,7 @@ class StepHook:
         self._spread = [group.weight for group in self._rates if is_spread(group.weight)]
         self._known = known_update(optimizer)
         self._scalings = [Scaling(*rates, known_advance(optimizer)) for rates in self._rates.items()]
+        self._observes = any(scaling.own.observes for scaling in self._scalings)
         self._fresh = {
             group: fresh_moments(optimizer, group.weight)
             for group, own in self._structures.items()
@@ -133,8 +136,11 @@ class StepHook:
         if isinstance(optimizer, Fused):
             rest = [scaling for scaling in rest if not scaling.seed(optimizer)]
         try:
-            if not closure and known and is_undisturbed(optimizer, self._before_step, self._after_step):
-                rest = [scaling for scaling in rest if not scaling.own.take(optimizer)]
+            own = self._before_step, self._after_step
+            if not closure and known and is_undisturbed(optimizer, *own) and not is_watched():
+                # processes meet for a survey, and must meet in one order
+                meet = self._observes and process_count() > 1
+                rest = [s for s in rest if (meet and s.own.observes) or not s.own.take(optimizer)]
             if rest:
                 with torch.no_grad(), mixing(*self._spread):
                     copied = [s.group for s in rest if s.begin(optimizer, known, closure)]
@@ -188,7 +194,7 @@ class StepHook:
             scaling.own.give_back()  # of all before any rule is asked, which may fail
         rest = [scaling for scaling in self._scalings if not scaling.own.repeat(optimizer)]
         if rest:
-            with torch.no_grad(), mixing(*self._spread):
+            with torch.set_grad_enabled(False), mixing(*self._spread):  # less work than no_grad()
                 for scaling in rest:
                     before = self._before.pop(scaling.group, None)
                     scaling.end(optimizer, self._known, before, skipped)

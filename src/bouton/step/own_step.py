@@ -16,10 +16,9 @@ from bouton.step.advance import Advance
 from bouton.step.pieces import parts_of
 from bouton.step.place import Place
 from bouton.step.product import FixedRates, blend, rates_of
-from bouton.step.updates import View
+from bouton.step.updates import Settings, View
 from bouton.synapse import SynapseGroup
 from bouton.tensors.precision import is_precise
-from bouton.tensors.processes import process_count
 from bouton.tensors.scratch import PIECE, scratch
 from bouton.tensors.shards import is_spread
 
@@ -44,15 +43,16 @@ class OwnStep:
         self._is_possible = in_place and group.stored == group.parameter and not group.companions
         self._has_pieces = group.weight.numel() > PIECE and all(c.mechanism.rowwise for c in claims)
         self._is_whole = group.layout.blocks == 1 and not self._has_pieces
-        self._observes = any(claim.mechanism.observes for claim in claims)
+        self.observes = any(claim.mechanism.observes for claim in claims)
         self._view = group.layout.nodes if group.layout.transposed else None
         self._each_fixed = [FixedRates.of(claim) for claim in claims]
         self.fixed = self._each_fixed[0] if len(claims) == 1 else None
+        self._settings: Settings = {}  # of the weight, within a step
         self._withheld: Tensor | None = None  # the gradient, within a step
         self.is_due = False
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_withheld": None, "is_due": False}
+        return {**self.__dict__, "_settings": {}, "_withheld": None, "is_due": False}
 
     def take(self, optimizer: Optimizer) -> bool:
         """Keep the optimizer from the weight, if its step can be made here and is better made here."""
@@ -63,10 +63,8 @@ class OwnStep:
             return False
         if weight.grad.layout is not torch.strided:
             return False
-        if self._observes and process_count() > 1:
-            return False  # processes meet for a survey, and must meet in one order
-        settings = self._place.settings(optimizer)
-        if not self._place.is_only or not advance.is_ready(optimizer, settings, weight):
+        self._settings = self._place.settings(optimizer)
+        if not self._place.is_only or not advance.is_ready(optimizer, self._settings, weight):
             return False
         self._withheld, weight.grad = weight.grad, None  # so that the optimizer skips it
         return True
@@ -86,10 +84,10 @@ class OwnStep:
         """Make the step if it is due and its rates are those of the last one; False if it was not made."""
         if not self.is_due or self.fixed is None:
             return False
-        advance, weight, settings = self._advance, self._group.weight, self._place.settings(optimizer)
+        advance, weight = self._advance, self._group.weight
         assert advance is not None
         rates = self.fixed.of_weight(weight)
-        if not advance.scaled(optimizer, settings, weight, self._view, rates):
+        if not advance.scaled(optimizer, self._settings, weight, self._view, rates):
             return False
         self.is_due = False
         advance.finish(optimizer, weight)
@@ -116,12 +114,13 @@ class OwnStep:
     def _parts(self, now: Tensor) -> Iterable[tuple[View | None, Sequence[Synapses | Deviation]]]:
         """What the rules see of one part of the weight after another, with a view of that part."""
         claims, pull = self._claims, self._group.weight.grad
+        alone = self.observes  # which would have kept other processes from here
         if not self._is_whole:
-            seen = [claim.blocks(now, pull, alone=False) for claim in claims]
+            seen = [claim.blocks(now, pull, alone=alone) for claim in claims]
             return parts_of(self._group, claims, seen)
         own: list[Synapses | Deviation] = []
         for claim, fixed in zip(claims, self._each_fixed, strict=True):
-            own.append(fixed.of_weight(now) if fixed else claim.blocks(now, pull, alone=False)[0])
+            own.append(fixed.of_weight(now) if fixed else claim.blocks(now, pull, alone=alone)[0])
         return [(self._view, own)]
 
     def make_plain(self, optimizer: Optimizer) -> None:
@@ -135,7 +134,7 @@ class OwnStep:
     def _make_part(self, optimizer: Optimizer, view: View | None, rates: Deviation | None) -> None:
         weight, advance = self._group.weight, self._advance
         assert advance is not None
-        step = optimizer, self._place.settings(optimizer), weight
+        step = optimizer, self._settings, weight
         if rates is not None and advance.scaled(*step, view, rates):
             return
         view = view or self._group.layout.nodes

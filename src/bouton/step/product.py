@@ -42,7 +42,7 @@ class FixedRates:
 
 
 def rates_of(claims: Sequence[Claim], parts: Sequence[Synapses | Deviation], like: Tensor) -> Deviation:
-    """The product of all rates of ``like``, which may be in memory that is used again, or a mechanism's own.
+    """The product of all rates of ``like``, maybe in memory that is used again, or a mechanism's own.
 
     ``parts``: what each rule is to see, or what it is known to return.
     """
@@ -61,6 +61,8 @@ def rates_of(claims: Sequence[Claim], parts: Sequence[Synapses | Deviation], lik
         deviations.append(known)
     if len(deviations) == 1 and len(factors) <= 1:  # left to the pass that adds them
         return deviations[0]._replace(factor=factors[0]) if factors else deviations[0]
+    if len(factors) == 1 and not deviations:
+        return Deviation(factors[0], shift=-1.0)
     made = scratch("product", like, wide(like.dtype))
     if not factors:
         factors = [_rate(deviations.pop(), made)]

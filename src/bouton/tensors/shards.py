@@ -68,7 +68,7 @@ def all_hold_a_part(tensor: Tensor) -> bool:
 
 def mixing(*weights: Tensor) -> AbstractContextManager[None]:
     """Inside this context, a whole tensor that is the same in all processes goes with spread ones."""
-    if not any([is_spread(weight) for weight in weights]):
+    if not weights or not any([is_spread(weight) for weight in weights]):
         return _NOTHING_SPREAD
     from torch.distributed.tensor.experimental import implicit_replication
 
