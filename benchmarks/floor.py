@@ -3,9 +3,9 @@
     python benchmarks/floor.py
     python benchmarks/write_tables.py    # puts the table into docs/speed.md
 
-For five mechanisms on the MLP, in some two minutes. Addresses are looked up once, no settings are read, and
-nothing could be saved or undone: no library could work like this. What is left are torch's hooks, the loops,
-and the calls of them. The result goes to benchmarks/results/floor-cpu.json.
+For five mechanisms on the MLP, in some two minutes. Addresses are looked up once, no settings are read,
+and nothing could be saved or undone: no library could work like this. What is left are torch's hooks, the
+loops, and the calls of them. The result goes to benchmarks/results/floor-cpu.json.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from torch import nn
 import bouton
 import bouton.fused
 from bouton.native import steps
-from bouton.step import advance, own_step
+from bouton.step import advance, hook, own_step
 from bouton.tensors import scratch
 
 NEUTRAL = bouton.Crystallization(factor=1.0)  # its rule looks at all, and no rate ever falls
@@ -363,7 +363,7 @@ def test_a_weight_that_is_listed_twice_is_stepped_twice(shape):
 def test_processes_meet_in_one_order(two_large, processes, monkeypatch, parts):
     """All surveys for which they meet come before the step, whichever weights have a gradient."""
     model, optimizer = two_large
-    monkeypatch.setattr(own_step, "process_count", lambda: processes)
+    monkeypatch.setattr(hook, "process_count", lambda: processes)
     bouton.attach(model, optimizer, [bouton.PlasticityDiversity(distribution="activity")], readout=())
     step(model, optimizer, 0)
     assert len(parts) == (4 if processes == 1 else 0)

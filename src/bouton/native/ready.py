@@ -18,6 +18,11 @@ def ready(*tensors: Tensor, dtype: torch.dtype = torch.float32) -> ctypes.CDLL |
     return None if is_watched() or not are_plain(tensors, dtype) else library()
 
 
+def able(*tensors: Tensor, dtype: torch.dtype = torch.float32) -> ctypes.CDLL | None:
+    """The same where it is known that nothing watches."""
+    return library() if are_plain(tensors, dtype) else None
+
+
 def is_watched() -> bool:
     """Whether what is done now is to be done by operations of torch, which something sees or changes."""
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
