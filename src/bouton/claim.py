@@ -218,7 +218,8 @@ class Claim:
             if gradient.layout is not torch.strided:
                 self.refuse_sparse(gradient)
             if not self._is_blind:
-                gradients = view(gradient.detach())
+                detached = gradient.detach()
+                gradients = (detached,) if self._is_plain else view(detached)
         beside = [view(companion) for companion in companions] if companions else ()
         if not memory.states:
             memory.states = [{} for _ in weights]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,7 +13,6 @@ from torch import Tensor
 from bouton.mechanism import Mechanism, register
 from bouton.mechanisms.fluctuation import fluctuate, noise_of
 from bouton.mechanisms.sizes import over_pieces, passing_sizes, sizes
-from bouton.native.ready import serves
 from bouton.native.rules import volume_rates
 from bouton.sites import Deviation, Synapses
 from bouton.tensors.scratch import scratch
@@ -108,14 +108,14 @@ class VolumePlasticity(Mechanism):
         weight, known = synapses.weight, synapses.survey or {}
         if self.normalize and self.stability == 0 and self.spread == 0:
             return Deviation(weight.new_zeros(()), 0.0)
-        if self.stability > _STEEP or not weight.numel() or not serves(weight):
+        if self.stability > _STEEP or not weight.numel() or not weight.is_cpu or type(weight) is not Tensor:
             return None
-        rates = scratch(
-            f"volume {type(self).__qualname__}", weight
-        )  # not that of another class on this weight
-        noise = noise_of(synapses, self.spread) if self.spread else None
+        # not that of another class on this weight
+        rates = scratch(f"volume {type(self).__qualname__}", weight)
+        noise = partial(noise_of, synapses, self.spread) if self.spread else None
         total = volume_rates(weight, self._steepness, noise, rates)
-        assert total is not None
+        if total is None:
+            return None
         if not self.normalize:
             scale = self.base * math.exp(-self.stability)
         else:  # the loops work on numbers of the host, for which nothing waits

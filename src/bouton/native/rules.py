@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -27,12 +28,18 @@ class Noise(NamedTuple):
 
 
 def volume_rates(
-    weight: Tensor, steepness: float, noise: Noise | None, rates: Tensor | None
+    weight: Tensor, steepness: float, noise: Callable[[], Noise] | None, rates: Tensor | None
 ) -> float | None:
-    """The sum of ``2 ** (steepness / (|w| + 1))``; ``rates``, if given, become that times noise."""
+    """The sum of ``2 ** (steepness / (|w| + 1))``; ``rates``, if given, become that times noise.
+
+    Noise is drawn where the loop serves, and not before.
+    """
     if (loops := ready(weight, weight if rates is None else rates)) is None:
         return None
-    given = _Noise() if noise is None else _Noise(noise.table.data_ptr(), *noise[1:])
+    given = _Noise()
+    if noise is not None:
+        table, *places = noise()
+        given = _Noise(table.data_ptr(), *places)
     place = None if rates is None else rates.data_ptr()
     threads = torch.get_num_threads()
     total: float = loops.volume_rates(weight.data_ptr(), weight.numel(), steepness, given, place, threads)

@@ -53,11 +53,14 @@ class SgdStep:
             if able(weight, other) is None:
                 return False
             self._seen, self._rates = seen, None
-        if self._rates is None or not _is_same(self._rates[0], rates):
-            given = as_rates(weight, *rates)
-            if given is None:
+        if self._rates is not None and _lie_alike(self._rates[0], rates):
+            given = self._rates[1]
+            given.scale, given.shift = rates[1], rates[3]
+        else:
+            found = as_rates(weight, *rates)
+            if found is None:
                 return False
-            self._rates = rates, given
+            given, self._rates = found, (rates, found)
         own = Sgd(
             settings["lr"],
             settings["momentum"],
@@ -66,18 +69,13 @@ class SgdStep:
             settings["nesterov"],
             -1.0 if settings["maximize"] else 1.0,
         )
-        loops.sgd(place, gradient.data_ptr(), moved, own, self._rates[1], torch.get_num_threads())
+        loops.sgd(place, gradient.data_ptr(), moved, own, given, torch.get_num_threads())
         return True
 
 
-def _is_same(one: Deviation, other: Deviation) -> bool:
-    """Whether two rates are numbers in the same memory."""
-    if one is other:
-        return True
-    values, scale, nodes, shift, factor = one
-    if not (values is other[0] and nodes is other[2] and factor is other[4]):
-        return False
-    return scale == other[1] and shift == other[3]
+def _lie_alike(one: Deviation, other: Deviation) -> bool:
+    """Whether two rates have their numbers in the same memory."""
+    return one is other or (one[0] is other[0] and one[2] is other[2] and one[4] is other[4])
 
 
 def is_torchs() -> bool:
