@@ -88,7 +88,7 @@ class LayerHook(Unscripted):
             for claim in self.observers:
                 if transforming():
                     raise ValueError(_UNSEEN.format(claim.key))
-                for sample in samples(output):
+                for sample in samples(output) if output.is_nested else (output,):
                     claim.observe(weight, sample)
         for gate in self.gates if learns else ():
             returned = output = gate.join(module, inputs, output)
