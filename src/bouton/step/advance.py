@@ -101,16 +101,22 @@ class _Adam(Advance):
         optimizer.state[weight]["step"] += 1
 
 
+_NOTHING: dict[str, Tensor] = {}
+
+
 class _Sgd(Advance):
     def __init__(self) -> None:
         self._step = SgdStep()
         self._agrees = False
+        self._buffer: Tensor | None = None  # within a step
 
     def is_ready(self, optimizer: Optimizer, settings: Settings, weight: Tensor) -> bool:
-        return is_plain(settings) and (not settings["momentum"] or _momentum(optimizer, weight) is not None)
+        moves = settings["momentum"]
+        self._buffer = optimizer.state.get(weight, _NOTHING).get("momentum_buffer") if moves else None
+        return is_plain(settings) and (not moves or self._buffer is not None)
 
     def part(self, optimizer: Optimizer, settings: Settings, weight: Tensor, view: View) -> None:
-        buffer = _momentum(optimizer, weight) if settings["momentum"] else None
+        buffer = self._buffer
         assert weight.grad is not None
         sgd(
             [view(weight.detach())],
@@ -138,7 +144,7 @@ class _Sgd(Advance):
         view: View | None,
         rates: Deviation,
     ) -> bool:
-        buffer, gradient = _momentum(optimizer, weight) if settings["momentum"] else None, weight.grad
+        buffer, gradient = self._buffer, weight.grad
         if view is not None:
             weight, gradient = view(weight), None if gradient is None else view(gradient)
             buffer = None if buffer is None else view(buffer)
@@ -147,10 +153,8 @@ class _Sgd(Advance):
         increment_version(weight)  # which torch does where it writes itself
         return True
 
-
-def _momentum(optimizer: Optimizer, weight: Tensor) -> Tensor | None:
-    state = optimizer.state.get(weight)
-    return state.get("momentum_buffer") if state else None
+    def finish(self, optimizer: Optimizer, weight: Tensor) -> None:
+        self._buffer = None
 
 
 _KNOWN: dict[type[Optimizer], Callable[[], Advance]] = {SGD: _Sgd, Adam: _Adam, AdamW: _Adam}

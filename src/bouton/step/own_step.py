@@ -106,7 +106,8 @@ class OwnStep:
                 except BaseException as error:
                     failure = error
             self.is_due = False
-            self._make_part(optimizer, view, rates)
+            if rates is None or not advance.scaled(optimizer, self._settings, weight, view, rates):
+                self._make_part(optimizer, view, rates)
         advance.finish(optimizer, weight)
         if failure is not None:
             raise failure
@@ -134,12 +135,9 @@ class OwnStep:
     def _make_part(self, optimizer: Optimizer, view: View | None, rates: Deviation | None) -> None:
         weight, advance = self._group.weight, self._advance
         assert advance is not None
-        step = optimizer, self._settings, weight
-        if rates is not None and advance.scaled(*step, view, rates):
-            return
         view = view or self._group.layout.nodes
         now = view(weight.detach())
         before = None if rates is None else scratch("before", now).copy_(now)
-        advance.part(*step, view)
+        advance.part(optimizer, self._settings, weight, view)
         if rates is not None and before is not None:
             blend(before, now, rates)
