@@ -1,6 +1,8 @@
 # make demo: does all the set-up and runs the main job.  make test: does all the set-up and runs the tests.
 PYTHON ?= python3
 BIN := .venv/bin
+WITHOUT_LOOPS := tests/contract/test_exact_resume.py tests/contract/test_neutral.py tests/contract/test_right_update.py \
+	tests/mechanisms tests/step/test_advance.py tests/step/test_product.py tests/step/test_updates.py tests/tensors
 
 .PHONY: demo test lint clean
 
@@ -10,7 +12,7 @@ demo: .venv/lab.stamp
 test: .venv/dev.stamp .venv/spikingjelly.stamp .venv/triton.stamp lint
 	$(BIN)/pytest -n auto
 	# once more without the loops in C, what else would run them, as where there is no compiler
-	BOUTON_NATIVE=0 $(BIN)/pytest -n auto tests/contract tests/mechanisms tests/step tests/tensors
+	BOUTON_NATIVE=0 $(BIN)/pytest -n auto $(WITHOUT_LOOPS)
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check

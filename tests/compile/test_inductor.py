@@ -1,7 +1,7 @@
 """The same down to machine code: a few nets, because g++ takes seconds for each."""
 
 import pytest
-from compiling import QUIET, allowed, compiled
+from compiling import QUIET, compiled
 
 pytestmark = QUIET
 
@@ -15,9 +15,10 @@ def empty_cache(tmp_path_factory):
 
 @pytest.mark.parametrize("net", ["residual", "language"])
 def test_all_mechanisms_under_inductor(net):
-    found, plain = compiled(net, "all at once", "inductor"), compiled(net, "plain", "inductor")
-    assert found.graph == plain.graph == "one graph"
-    assert found.graphs == plain.graphs
+    found = compiled(net, "all at once", "inductor")
+    assert found.graph == "one graph"
+    assert found.graphs == compiled(net, "plain", "aot_eager").graphs
     assert found.late == 0
-    # a redrawn weight is a draw over a chance, in which the old weight's rounding is some 30 times larger
-    assert found.difference <= 10 * allowed(net, "inductor")
+    # Plain nets differ by 8e-7. A redrawn weight is a draw over a chance, in which the old one's rounding
+    # is some 30 times larger.
+    assert found.difference <= 1e-4

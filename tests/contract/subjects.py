@@ -26,12 +26,13 @@ NEUTRAL, EXAMPLES = (
     for kind in ("neutral", "examples")
 )
 
+EVERY_OPTIMIZER = ("mlp", "tied")
 over_models = pytest.mark.parametrize("model_name", NETS)
 over_pairs = pytest.mark.parametrize(
     ("model_name", "optimizer_name"),
     [
-        *((net, optimizer) for net in ("mlp", "residual", "tied") for optimizer in OPTIMIZERS),
-        *((net, optimizer) for net in list(NETS)[3:] for optimizer in ("sgd", "adamw")),
+        *((net, optimizer) for net in EVERY_OPTIMIZER for optimizer in OPTIMIZERS),
+        *((net, optimizer) for net in NETS if net not in EVERY_OPTIMIZER for optimizer in ("sgd", "adamw")),
     ],
 )
 over_optimizers = pytest.mark.parametrize("optimizer_name", OPTIMIZERS)
@@ -49,7 +50,10 @@ def build(model_name, optimizer_name="sgd", dtype=torch.float32):
 
 
 def train(model, optimizer, steps, start=0, dtype=torch.float32):
-    """Train on the same batches at every call; returns copies of all parameters and buffers."""
+    """Train on the same batches at every call; returns copies of all parameters and buffers.
+
+    Every other step is given a closure, without which some optimizers make none.
+    """
     for step in range(start, start + steps):
         generator = torch.Generator().manual_seed(step)
         x = torch.randn(8, 36, generator=generator).to(dtype)
@@ -61,7 +65,11 @@ def train(model, optimizer, steps, start=0, dtype=torch.float32):
             loss.backward()
             return loss
 
-        optimizer.step(closure)
+        if step % 2 or isinstance(optimizer, torch.optim.LBFGS):
+            optimizer.step(closure)
+        else:
+            closure()
+            optimizer.step()
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 

@@ -2,11 +2,13 @@
 
 import copy
 import io
+import itertools
 import pickle
 
 import pytest
 import torch
-from subjects import build, over_examples, over_models, same, train
+from nets import NETS
+from subjects import build, over_examples, same, train
 from torch.optim.swa_utils import AveragedModel
 
 import bouton
@@ -22,12 +24,14 @@ def through_torch_save(thing):
     return torch.load(io.BytesIO(file.getvalue()), weights_only=False)
 
 
-COPIES = [copy.deepcopy, through_pickle, through_torch_save]
-over_copies = pytest.mark.parametrize("copied", COPIES, ids=lambda function: function.__name__)
+over_copies = pytest.mark.parametrize(
+    ("model_name", "copied"),
+    [("mlp", through_pickle), *itertools.product(NETS, [copy.deepcopy, through_torch_save])],
+    ids=lambda given: getattr(given, "__name__", given),
+)
 
 
 @over_copies
-@over_models
 @over_examples
 def test_a_copied_model_computes_the_same_and_is_independent(mechanism, model_name, copied):
     model, optimizer = build(model_name)
@@ -47,7 +51,6 @@ def test_a_copied_model_computes_the_same_and_is_independent(mechanism, model_na
 
 
 @over_copies
-@over_models
 @over_examples
 def test_model_optimizer_and_handle_copied_together_go_on_alike(mechanism, model_name, copied):
     model, optimizer = build(model_name, "adamw")

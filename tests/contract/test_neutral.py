@@ -10,18 +10,18 @@ import bouton
 @over_pairs
 @over_neutral
 def test_zero_strength_leaves_every_bit(mechanism, optimizer_name, model_name):
-    plain = train(*build(model_name, optimizer_name), steps=10)
+    plain = train(*build(model_name, optimizer_name), steps=6)
     model, optimizer = build(model_name, optimizer_name)
     bouton.attach(model, optimizer, [mechanism])
-    assert same(train(model, optimizer, steps=10), plain)
+    assert same(train(model, optimizer, steps=6), plain)
 
 
 @over_pairs
 def test_all_together_at_zero_strength_leave_every_bit(optimizer_name, model_name):
-    plain = train(*build(model_name, optimizer_name), steps=10)
+    plain = train(*build(model_name, optimizer_name), steps=6)
     model, optimizer = build(model_name, optimizer_name)
     bouton.attach(model, optimizer, [entry.neutral[0] for entry in bouton.registry().values()])
-    assert same(train(model, optimizer, steps=10), plain)
+    assert same(train(model, optimizer, steps=6), plain)
 
 
 @over_neutral

@@ -21,7 +21,6 @@ FOLDER = Path(tempfile.mkdtemp(prefix="bouton-distributed-"))
 atexit.register(shutil.rmtree, FOLDER)
 DETAILS = ["accumulate", "overflow/fused", "overflow/unfused", "by hand", "wrapped later, forward"]
 OF_COPIES = ["first logs", "wrapped later", "attached inside"]  # where each process holds all weights
-FULL = ["mlp/sgd/together", "mlp/adamw/otherwise"]
 # number of processes -> what spreads the model -> scenes
 LAUNCHES = {
     2: {
@@ -30,16 +29,15 @@ LAUNCHES = {
     },
     4: {
         "ddp": [*COMBINED, "first logs", "resume:ddp-2"],
-        # short ones, because four processes share few cores and wait for each other many times a step
+        # not each alone, because four processes share few cores and wait for each other many times a step
         "fsdp": [
-            *FULL,
-            *(f"short/{name}" for name in [*ALONE, *COMBINED] if name not in FULL),
+            *COMBINED,
             *DETAILS,
             *(f"tell:{name}" for name in TOLD),
             "resume:fsdp-2",
             "save:fsdp-4",
         ],
-        "hsdp": ["short/mlp/sgd/together", "short/mlp/adamw/gradient", "resume:fsdp-4"],
+        "hsdp": ["mlp/sgd/together", "mlp/adamw/gradient", "resume:fsdp-4"],
     },
 }
 

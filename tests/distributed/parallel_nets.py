@@ -11,7 +11,7 @@ from torch import nn
 
 import bouton
 
-INPUTS, CLASSES, BATCH, STEPS = 16, 10, 8, 50
+INPUTS, CLASSES, BATCH, STEPS = 16, 10, 8, 12
 
 
 def mlp():
@@ -122,7 +122,7 @@ TOGETHER = [
 OTHERWISE = [
     bouton.FeedbackAlignment(),
     bouton.Grapes(mode="local", normalize=True),
-    bouton.PlasticityDiversity(distribution="temporal", decay=0.5, period=2),
+    bouton.PlasticityDiversity(distribution="temporal", decay=0.9, period=1),  # a draw at step 10
     bouton.Crystallization(threshold=0.02, factor=0.9),
     bouton.SpineRemodeling(every=4, redraw="published"),
     bouton.DalePrinciple(signs="incoming"),
@@ -201,10 +201,10 @@ def whole(values):
     }
 
 
-def run(wrap, part, parts, name, steps=STEPS):
+def run(wrap, part, parts, name):
     """The weights after a run."""
     model, optimizer, _ = start(wrap, *RUNS[name])
-    train(model, optimizer, range(steps), part, parts)
+    train(model, optimizer, range(STEPS), part, parts)
     return whole(model.state_dict())
 
 
@@ -288,7 +288,6 @@ def attached_inside(wrap, part, parts):
 
 SCENES = {
     **{name: (run, name) for name in RUNS},
-    **{f"short/{name}": (run, name, 6) for name in RUNS},
     "accumulate": (accumulate,),
     "overflow/unfused": (overflow, "adamw"),
     "overflow/fused": (overflow, "fused"),

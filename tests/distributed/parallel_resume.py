@@ -9,7 +9,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 
 import bouton
 
-HALF, STEPS = 10, 20
+HALF, STEPS = 6, 12
 # Some have a state that is made in the first pass or step alone, and not at attach.
 LATER = [bouton.FeedbackAlignment(kind="dfa"), *OTHERWISE[1:], Median()]
 SAVED = {"together": ("mlp", "adamw", TOGETHER), "later": ("mlp", "adamw", LATER)}

@@ -52,7 +52,7 @@ SETTINGS = {
     ),
 }
 # `on_cpu` is the same for all examples
-SHARED = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
+SHARED = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=15)
 BOTH = pytest.mark.parametrize("name", ["SGD", "AdamW"])
 
 
