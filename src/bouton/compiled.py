@@ -67,7 +67,7 @@ def _kept_out(method: Callable[..., Any], reason: str) -> Callable[..., Any]:
     @wraps(method)
     def either(*arguments: Any) -> Any:
         # that of torch calls five functions of its own, in each step, also where nothing is compiled
-        return apart(*arguments) if torch.compiler.is_compiling() else method(*arguments)
+        return apart(*arguments) if torch.compiler.is_dynamo_compiling() else method(*arguments)
 
     return either
 

@@ -32,6 +32,32 @@ static inline double sum_of(const double *sums) {
 // A size, and 0 for one that is infinite or not a number.
 static inline float or_0(float size) { return size <= FLT_MAX ? size : 0.0f; }
 
+// Eight numbers at a time, in what gcc and clang have for all CPUs.
+enum { LANES = 8 };
+typedef float lanes_t __attribute__((vector_size(4 * LANES)));
+typedef int32_t masks_t __attribute__((vector_size(4 * LANES)));
+
+static inline lanes_t sizes_at(const float *weight, int finite) {
+  lanes_t read;
+  memcpy(&read, weight, sizeof read);
+  lanes_t sizes = (lanes_t)((masks_t)read & INT32_MAX);
+  return finite ? (lanes_t)((masks_t)sizes & (sizes <= FLT_MAX)) : sizes;
+}
+
+// With four sums that go on at a time, because each addition waits for the one before it. `finite`: see or_0.
+static inline float sum_of_sizes(const float *weight, count_t count, int finite) {
+  lanes_t sums[4] = {{0}};
+  count_t i = 0;
+  for (; i + 4 * LANES <= count; i += 4 * LANES)
+    for (int k = 0; k < 4; k++) sums[k] += sizes_at(weight + i + k * LANES, finite);
+  for (; i + LANES <= count; i += LANES) sums[0] += sizes_at(weight + i, finite);
+  lanes_t all = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+  float sum = 0.0f;
+  for (int lane = 0; lane < LANES; lane++) sum += all[lane];
+  for (; i < count; i++) sum += finite ? or_0(fabsf(weight[i])) : fabsf(weight[i]);
+  return sum;
+}
+
 // The mean of all sizes.
 void mean_size(const float *weight, count_t count, float *mean, int threads);
 

@@ -46,11 +46,23 @@ static void sum_one(const float *members, count_t gamma, count_t inner, float *s
     for (count_t i = 0; i < inner; i++) sums[i] += members[member * inner + i];
 }
 
+static inline float sum_side_by_side(const float *members, count_t gamma) {
+  float sum = members[0];
+  for (count_t member = 1; member < gamma; member++) sum += members[member];
+  return sum;
+}
+
 void pool(const float *output, count_t outer, count_t gamma, count_t inner, float *pooled, int threads) {
   count_t group = gamma * inner;
   if (group == 2) {
     THREADS(2 * outer)
     for (count_t i = 0; i < outer; i++) pooled[2 * i] = pooled[2 * i + 1] = output[2 * i] + output[2 * i + 1];
+  } else if (inner == 1) {
+    THREADS(outer * gamma)
+    for (count_t i = 0; i < outer; i++) {
+      float sum = sum_side_by_side(output + i * gamma, gamma);
+      for (count_t member = 0; member < gamma; member++) pooled[i * gamma + member] = sum;
+    }
   } else {
     THREADS(outer * group)
     for (count_t i = 0; i < outer; i++) {
@@ -68,6 +80,11 @@ void sum_members(const float *members, const float *factors, count_t outer, coun
   if (!factors && group == 2) {
     THREADS(2 * outer)
     for (count_t i = 0; i < outer; i++) sums[i] = members[2 * i] + members[2 * i + 1];
+    return;
+  }
+  if (!factors && inner == 1) {
+    THREADS(outer * gamma)
+    for (count_t i = 0; i < outer; i++) sums[i] = sum_side_by_side(members + i * gamma, gamma);
     return;
   }
   THREADS(outer * group)
@@ -93,6 +110,12 @@ void repeat(const float *values, const float *factors, count_t outer, count_t ga
   if (!factors && group == 2) {
     THREADS(2 * outer)
     for (count_t i = 0; i < outer; i++) members[2 * i] = members[2 * i + 1] = values[i];
+    return;
+  }
+  if (!factors && inner == 1) {
+    THREADS(outer * gamma)
+    for (count_t i = 0; i < outer; i++)
+      for (count_t member = 0; member < gamma; member++) members[i * gamma + member] = values[i];
     return;
   }
   THREADS(outer * group)

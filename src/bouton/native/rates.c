@@ -33,6 +33,8 @@ static block_t times(block_t block, const float *others, float *room) {
   return (block_t){block.first, block.count, room, 1.0f, 0.0f};
 }
 
+static const float ONES[BLOCK] = {[0 ... BLOCK - 1] = 1.0f};
+
 void for_each_block(work_t *work, const void *own, rates_t rates, int threads) {
   count_t rows = rates.rows, columns = rates.columns;
   if (!rates.nodes) columns *= rows, rows = 1;
@@ -42,9 +44,8 @@ void for_each_block(work_t *work, const void *own, rates_t rates, int threads) {
     count_t row = number / blocks, begin = number % blocks * BLOCK;
     count_t first = row * columns + begin, count = least(BLOCK, columns - begin);
     float room[BLOCK];
-    const float *values = rates.bytes == 4 ? (const float *)rates.values + first : room;
+    const float *values = rates.bytes == 4 ? (const float *)rates.values + first : rates.bytes == 2 ? room : ONES;
     if (rates.bytes == 2) widen((const uint16_t *)rates.values + first, room, count);
-    for (count_t i = 0; !rates.bytes && i < count; i++) room[i] = 1.0f;
     block_t block = {first, count, values, rates.nodes ? rates.scale * rates.nodes[row] : rates.scale, rates.shift};
     work(own, rates.others ? times(block, rates.others + first, room) : block);
   }

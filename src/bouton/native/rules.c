@@ -8,14 +8,22 @@ typedef struct {
   count_t size, run, start, first, stride;
 } noise_t;
 
-static double volumes(const float *weight, float steepness, float *rates, count_t count) {
+static inline float rate_of(float weight, float steepness) {
+  return power_of_2(steepness / (or_0(fabsf(weight)) + 1.0f));
+}
+
+static double sum_of_rates(const float *weight, float steepness, count_t count) {
   float sum = 0.0f;
   SIMD_SUM(sum)
-  for (count_t i = 0; i < count; i++) {
-    float rate = power_of_2(steepness / (or_0(fabsf(weight[i])) + 1.0f));
-    if (rates) rates[i] = rate;
-    sum += rate;
-  }
+  for (count_t i = 0; i < count; i++) sum += rate_of(weight[i], steepness);
+  return sum;
+}
+
+// Apart, because what is written under a condition is written by masks, which some CPUs are very slow at.
+static double write_rates(const float *weight, float steepness, float *rates, count_t count) {
+  float sum = 0.0f;
+  SIMD_SUM(sum)
+  for (count_t i = 0; i < count; i++) sum += rates[i] = rate_of(weight[i], steepness);
   return sum;
 }
 
@@ -38,7 +46,8 @@ double volume_rates(const float *weight, count_t count, float steepness, noise_t
     sums[part] = 0.0;
     for (count_t block = first_of(part, count); block < first_of(part + 1, count); block++) {
       count_t begin = block * BLOCK, end = least(begin + BLOCK, count);
-      sums[part] += volumes(weight + begin, steepness, rates ? rates + begin : 0, end - begin);
+      sums[part] += rates ? write_rates(weight + begin, steepness, rates + begin, end - begin)
+                          : sum_of_rates(weight + begin, steepness, end - begin);
       if (rates && noise.table) fluctuate(rates, noise, begin, end);
     }
   }

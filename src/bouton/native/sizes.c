@@ -7,13 +7,8 @@ void row_sizes(const float *weight, count_t rows, count_t columns, int adds, flo
   THREADS(rows * columns)
   for (count_t row = 0; row < rows; row++) {
     double sum = adds ? sums[row] : 0.0;
-    for (count_t begin = 0; begin < columns; begin += BLOCK) {
-      const float *own = weight + row * columns + begin;
-      float total = 0.0f;
-      SIMD_SUM(total)
-      for (count_t i = 0; i < least(BLOCK, columns - begin); i++) total += fabsf(own[i]);
-      sum += total;
-    }
+    for (count_t begin = 0; begin < columns; begin += BLOCK)
+      sum += sum_of_sizes(weight + row * columns + begin, least(BLOCK, columns - begin), 0);
     sums[row] = (float)sum;
   }
 }
@@ -23,13 +18,8 @@ void mean_size(const float *weight, count_t count, float *mean, int threads) {
   THREADS(count)
   for (int part = 0; part < PARTS; part++) {
     sums[part] = 0.0;
-    for (count_t block = first_of(part, count); block < first_of(part + 1, count); block++) {
-      const float *own = weight + block * BLOCK;
-      float sum = 0.0f;
-      SIMD_SUM(sum)
-      for (count_t i = 0; i < least(BLOCK, count - block * BLOCK); i++) sum += or_0(fabsf(own[i]));
-      sums[part] += sum;
-    }
+    for (count_t block = first_of(part, count); block < first_of(part + 1, count); block++)
+      sums[part] += sum_of_sizes(weight + block * BLOCK, least(BLOCK, count - block * BLOCK), 1);
   }
   *mean = (float)(sum_of(sums) / (double)count);
 }
