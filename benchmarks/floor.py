@@ -155,7 +155,7 @@ def crystallized(loops: ctypes.CDLL, weight: Tensor) -> tuple[Rates, Callable[[i
     place, count, where = own.data_ptr(), own.numel(), weight.data_ptr()
 
     def renew(gradient: int, kept: Tensor = own) -> None:
-        loops.crystallize(place, where, gradient, 4.5e-5, None, -0.4, count, THREADS)
+        loops.crystallize(place, where, gradient, 4.5e-5, None, -0.4, 0.0, count, THREADS)
 
     return rates, renew
 

@@ -136,29 +136,29 @@ def test_noise_is_read_run_by_run():
     close(rate, expected)
 
 
-@given(SHAPES, SEEDS, st.sampled_from([0.0, 0.05]))
-def test_crystallization(torch_alone, shape, seed, odd):
+@given(SHAPES, SEEDS, st.sampled_from([0.0, 0.05]), st.sampled_from([1.0, crystallization.FROZEN]))
+def test_crystallization(torch_alone, shape, seed, odd, scale):
     weight, gradient = numbers(shape, seed, odd), numbers(shape, seed + 1, odd) * 0.9
     mechanism = crystallization.Crystallization(threshold=0.3, factor=0.6)
 
     def rates():
-        state = {"rate": numbers(shape, seed + 2).abs()}
+        state = {"rate": numbers(shape, seed + 2).abs() * scale}
         most = {"most": torch.tensor(0.7)}
-        return mechanism.rule(Synapses(weight=weight, gradient=gradient, state=state, step=1, survey=most))
+        return mechanism.rule(Synapses(weight=weight, gradient=gradient, state=state, step=8, survey=most))
 
     found = rates()
     with torch_alone():
         assert torch.equal(found, rates())
     one, other = torch.ones(2, *shape)
-    assert rules.crystallize(one, weight, gradient, 0.3, None, -0.4)
-    assert rules.crystallize(other, weight, gradient, 0.3, sizes.mean_size(weight), -0.4)
+    assert rules.crystallize(one, weight, gradient, 0.3, None, -0.4, 0.0)
+    assert rules.crystallize(other, weight, gradient, 0.3, sizes.mean_size(weight), -0.4, 0.0)
     assert torch.equal(one, other)
 
 
 def test_the_limits_of_crystallization_do_not_belong_to_it():
     weight, gradient = torch.tensor([[1.0, 1.0, 1.0]]), torch.tensor([[0.5, 0.25, 0.375]])
     rates = torch.ones(1, 3)
-    assert rules.crystallize(rates, weight, gradient, 0.25, torch.tensor(0.5), -0.5)
+    assert rules.crystallize(rates, weight, gradient, 0.25, torch.tensor(0.5), -0.5, 0.0)
     assert rates.tolist() == [[1, 1, 1]]
 
 
@@ -321,7 +321,7 @@ def test_partners_of_other_shapes_are_left_to_torch():
     assert not rates.deviate(SQUARE.clone(), other, SQUARE, SQUARE, 1.0)
     assert not rates.blend(SQUARE.clone(), other, SQUARE, 1.0)
     for partners in ((long, SQUARE, SQUARE[0, 0]), (SQUARE, long, SQUARE[0, 0]), (SQUARE, SQUARE, other)):
-        assert not rules.crystallize(SQUARE.clone(), *partners[:2], 0.1, partners[2], -0.5)
+        assert not rules.crystallize(SQUARE.clone(), *partners[:2], 0.1, partners[2], -0.5, 0.0)
     for counts in (
         torch.zeros(3),
         torch.zeros(2, dtype=torch.float64),

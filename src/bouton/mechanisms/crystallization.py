@@ -100,10 +100,10 @@ class Crystallization(Mechanism):
         if synapses.gradient is not None:
             weight, gradient, known = synapses.weight, synapses.gradient, synapses.survey
             most = None if known is None else known["most"]
-            if not crystallize(rate, weight, gradient, self.threshold, most, self.factor - 1):
+            # CPUs are slow with the smallest numbers that they know, at which rates would end up
+            if not crystallize(rate, weight, gradient, self.threshold, most, self.factor - 1, FROZEN):
                 settled = _settled(weight, gradient, self.threshold, self.surveyed(synapses)["most"])
                 rate.addcmul_(rate, settled, value=self.factor - 1)
-            if synapses.step % 8 == 0:
-                # CPUs are slow with the smallest numbers that they know, at which rates would end up
-                torch.threshold_(rate, FROZEN, 0.0)
+                if synapses.step % 8 == 0:
+                    torch.threshold_(rate, FROZEN, 0.0)
         return rate

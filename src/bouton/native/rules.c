@@ -54,9 +54,10 @@ double volume_rates(const float *weight, count_t count, float steepness, noise_t
   return sum_of(sums);
 }
 
-// Crystallization: `less` is what the factor differs from 1 by. Without `most` it is the mean of these weights.
+// Crystallization: `less` is what the factor differs from 1 by, and a rate as small as `frozen` becomes 0. Without
+// `most` it is the mean of these weights.
 void crystallize(float *rates, const float *weight, const float *gradient, float threshold, const float *most,
-                 float less, count_t count, int threads) {
+                 float less, float frozen, count_t count, int threads) {
   float limit;
   if (most) limit = *most;
   else mean_size(weight, count, &limit, threads);
@@ -67,7 +68,8 @@ void crystallize(float *rates, const float *weight, const float *gradient, float
     for (count_t i = begin; i < end; i++) {
       float size = or_0(fabsf(weight[i])), pull = fabsf(gradient[i]);
       int settled = (size * threshold > pull) | (pull > limit);
-      rates[i] += settled ? less * rates[i] : 0.0f;
+      float rate = rates[i] + (settled ? less * rates[i] : 0.0f);
+      rates[i] = rate > frozen ? rate : 0.0f;
     }
   }
 }

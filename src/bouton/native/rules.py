@@ -47,11 +47,17 @@ def volume_rates(
 
 
 def crystallize(
-    rates: Tensor, weight: Tensor, gradient: Tensor, threshold: float, most: Tensor | None, less: float
+    rates: Tensor,
+    weight: Tensor,
+    gradient: Tensor,
+    threshold: float,
+    most: Tensor | None,
+    less: float,
+    frozen: float,
 ) -> bool:
     """Add ``less * rates`` to the rates whose gradient is below ``threshold * |w|`` or above ``most``.
 
-    That is the mean of ``|w|`` where it is None.
+    That is the mean of ``|w|`` where it is None. Rates as small as ``frozen`` become 0.
     """
     if (loops := ready(rates, weight, gradient, *([] if most is None else [most]))) is None:
         return False
@@ -64,6 +70,7 @@ def crystallize(
         threshold,
         None if most is None else most.data_ptr(),
         less,
+        frozen,
         rates.numel(),
         torch.get_num_threads(),
     )
