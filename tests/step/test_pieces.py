@@ -44,7 +44,7 @@ def trained(mechanisms, optimizer, piece=None, last=False):
             model.to(memory_format=torch.channels_last)
         stepping = optimizer(model.parameters())
         handle = bouton.attach(model, stepping, mechanisms, seed=2, readout=())
-        for number in range(6):
+        for number in range(4):
             x = torch.randn(
                 3, 2, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(number)
             )
