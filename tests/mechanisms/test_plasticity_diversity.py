@@ -278,8 +278,12 @@ def test_rates_by_activity_equal_the_oracle(kind, inputs, nodes, passes, seed):
     layer = make(inputs, nodes)
     layer.weight.data.mul_(torch.rand(layer.weight.shape) < 0.3)  # so that outputs near 0 occur
     layer.bias.data.zero_()
-    _, handle = attached(layer, distribution="activity", clip=None)
-    outputs = [layer(torch.randn(shape(inputs))).detach() for _ in range(passes)]
+    optimizer, handle = attached(layer, distribution="activity", clip=None)
+    layer.weight.grad = torch.zeros_like(layer.weight)
+    outputs = []
+    for _ in range(passes):
+        outputs.append(layer(torch.randn(shape(inputs))).detach())
+        optimizer.step()  # by which they are counted
     layer.eval()(torch.randn(shape(inputs)))  # is not counted
     found = handle.stats()["PlasticityDiversity"]["weight"]
     deviation = NU * state(handle)["deviation"].double()
