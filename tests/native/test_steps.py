@@ -9,6 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.optim.sgd import sgd
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
 
 import bouton
 from bouton.native import steps
@@ -207,3 +209,27 @@ def test_the_same_place_in_another_order_is_left_to_torch(of, change):
         assert not own(change(weight), gradient, buffer, rates, settings)
     else:
         assert not own(weight, gradient, change(buffer), rates, settings)
+
+
+class Witness(TorchDispatchMode):
+    """Sees all operations of torch, and which memory those were given that write to some."""
+
+    def __init__(self):
+        super().__init__()
+        self.places = set()
+
+    def __torch_dispatch__(self, operation, types, arguments=(), named=None):
+        given, _ = tree_flatten((arguments, named) if operation._schema.is_mutable else ())
+        self.places |= {value.data_ptr() for value in given if isinstance(value, torch.Tensor)}
+        return operation(*arguments, **(named or {}))
+
+
+def test_what_watches_operations_of_torch_sees_the_step():
+    layer = nn.Linear(5, 4)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    bouton.attach(layer, optimizer, [bouton.PlasticityDiversity()], readout=())
+    layer(torch.ones(2, 5)).sum().backward()
+    optimizer.step()
+    with Witness() as witness:
+        optimizer.step()
+    assert layer.weight.data_ptr() in witness.places
