@@ -11,10 +11,11 @@ from lab_commands import SMALL, Fault, Fork, end, fork, is_free, left_behind, ru
 
 from bouton.lab import define
 from bouton.lab.comparison import keep_comparison
-from bouton.lab.records import RunResult
+from bouton.lab.records import RunConfig, RunResult
 from bouton.lab.runs import RunStore
 
 SWEEP = [*SMALL[:-1], "40", "--seeds", "5"]  # 15 runs of a tenth of a second
+ENDLESS = [*SMALL[:-1], "100000", "--seeds", "1"]
 
 
 def test_a_sweep_killed_half_way_repeats_and_loses_nothing(tmp_path):
@@ -67,10 +68,18 @@ def test_wherever_it_stops_the_next_start_goes_on(kind, code, tmp_path):
     assert final.out.count("(made before)") == 6 and runs(folder) == finished
 
 
+def claimed(folder: Path) -> list[RunConfig]:
+    """What a process of `ENDLESS` makes. Looks only where a lock is: to look at a free one takes it."""
+    endless = define(data="digits", samples=64, mechanisms=["Grapes"], epochs=100_000, seeds=1)
+    configs, store = [endless.config(arm, 0) for arm in endless.arms], RunStore(folder)
+    locked = [config for config in configs if (store.directory / f".lock-{config.key}").exists()]
+    return [config for config in locked if not is_free(store, config)]
+
+
 def test_ctrl_c_is_one_line_and_exit_code_130(tmp_path):
     """The real command, interrupted while it trains."""
-    process = start([*SMALL[:-1], "100000", "--seeds", "1", "--out", tmp_path])
-    wait_until(lambda: any((tmp_path / "runs").glob(".lock-*")))
+    process = start([*ENDLESS, "--out", tmp_path])
+    wait_until(lambda: claimed(tmp_path))
     process.send_signal(signal.SIGINT)
     ended = end(process)
     assert ended.code == 130
@@ -91,16 +100,9 @@ def test_leftovers_of_killed_processes_are_removed_after_a_while(tmp_path):
 
 
 def test_the_claim_of_a_killed_process_is_free(tmp_path):
-    endless = define(data="digits", samples=64, mechanisms=["Grapes"], epochs=100_000, seeds=1)
-    configs, store = [endless.config(arm, 0) for arm in endless.arms], RunStore(tmp_path)
-
-    def claimed():  # looks only where there is a lock: to look means to take it for a moment, if it is free
-        locked = [config for config in configs if (store.directory / f".lock-{config.key}").exists()]
-        return [config for config in locked if not is_free(store, config)]
-
-    sweep = Fork([*SMALL[:-1], "100000", "--seeds", "1", "--out", tmp_path], tmp_path / "logs")
-    wait_until(claimed)
-    (config,) = claimed()
+    sweep = Fork([*ENDLESS, "--out", tmp_path], tmp_path / "logs")
+    wait_until(lambda: claimed(tmp_path))
+    (config,) = claimed(tmp_path)
     sweep.send(signal.SIGKILL)
     assert sweep.end().code == -signal.SIGKILL
-    assert is_free(store, config)
+    assert is_free(RunStore(tmp_path), config)

@@ -106,18 +106,14 @@ def locked(folder: Path, name: str, *, wait: bool = False) -> Iterator[bool]:
     """
     path = folder / f"{_LOCK}{name}"
     lock = FileLock(path)
-    with explained(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(blocking=wait)
-        except Timeout:
-            mine = False
-        else:
-            mine = True
     try:
-        yield mine
+        with explained(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            with suppress(Timeout):
+                lock.acquire(blocking=wait)
+        yield lock.is_locked
     finally:
-        if mine:
+        if lock.is_locked:  # also when interrupted before it was known here
             with suppress(OSError):  # an empty file that stays does no harm
                 path.unlink()  # while it is held: who has it open already sees that it is gone
             lock.release()
