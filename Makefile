@@ -1,8 +1,8 @@
 # make demo: does all the set-up and runs the main job.  make test: does all the set-up and runs the tests.
 PYTHON ?= python3
 BIN := .venv/bin
-WITHOUT_LOOPS := tests/contract/test_exact_resume.py tests/contract/test_neutral.py tests/contract/test_right_update.py \
-	tests/mechanisms tests/step/test_advance.py tests/step/test_product.py tests/step/test_updates.py tests/tensors
+WITHOUT_LOOPS := tests/contract/test_right_update.py tests/mechanisms tests/step/test_advance.py \
+	tests/step/test_product.py tests/step/test_updates.py tests/tensors
 
 .PHONY: demo test lint clean
 

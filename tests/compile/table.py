@@ -15,7 +15,7 @@ from nets import NETS
 MARKERS = ("<!-- compiled -->", "<!-- end of compiled -->")
 # Many small steps in one graph take long to compile; these nets get fewer rows.
 SLOW = {"cells", "spiking"}
-FOR_SLOW = {"plain", "Grapes()", "all at once"}
+FOR_SLOW = {"plain", "all at once"}
 
 
 def is_tested(net, row):

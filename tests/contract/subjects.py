@@ -43,7 +43,7 @@ over_examples = pytest.mark.parametrize("mechanism", EXAMPLES.values(), ids=EXAM
 def build(model_name, optimizer_name="sgd", dtype=torch.float32):
     """The same fresh model and optimizer at every call; global randomness is left as it was."""
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         model = NETS[model_name]().to(dtype)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return model, OPTIMIZERS[optimizer_name](parameters)

@@ -29,14 +29,8 @@ LAUNCHES = {
     },
     4: {
         "ddp": [*COMBINED, "first logs", "resume:ddp-2"],
-        # not each alone, because four processes share few cores and wait for each other many times a step
-        "fsdp": [
-            *COMBINED,
-            *DETAILS,
-            *(f"tell:{name}" for name in TOLD),
-            "resume:fsdp-2",
-            "save:fsdp-4",
-        ],
+        # and no more, because four processes share few cores and wait for each other many times a step
+        "fsdp": [*COMBINED, *(f"tell:{name}" for name in TOLD), "resume:fsdp-2", "save:fsdp-4"],
         "hsdp": ["mlp/sgd/together", "mlp/adamw/gradient", "resume:fsdp-4"],
     },
 }

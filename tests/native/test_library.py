@@ -14,7 +14,8 @@ from bouton.native import library as module
 
 @pytest.fixture
 def fresh(tmp_path, monkeypatch):
-    """Compile anew, into a folder of its own."""
+    """Compile anew, into a folder of its own, and without making fast code, which takes seconds."""
+    monkeypatch.setattr(module, "_FLAGS", [flag for flag in module._FLAGS if flag != "-O3"])
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("BOUTON_NATIVE", raising=False)
     return module.library.__wrapped__, tmp_path / "bouton" / "native"

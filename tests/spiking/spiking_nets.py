@@ -143,7 +143,7 @@ OPTIMIZERS = {
 def build(name, optimizer_name="sgd"):
     """The same fresh net and optimizer at every call; global randomness is left as it was."""
     with torch.random.fork_rng():
-        torch.manual_seed(1)
+        torch.default_generator.manual_seed(1)
         net = NETS[name]()
     return net, OPTIMIZERS[optimizer_name](net.parameters())
 

@@ -1,6 +1,7 @@
 """Every registered mechanism on nets of spikingjelly, step by step and with all time steps in one call."""
 
 import copy
+import functools
 import math
 
 import pytest
@@ -65,7 +66,7 @@ over_optimizers = pytest.mark.parametrize("optimizer_name", OPTIMIZERS)
 
 def build(net_name, mode, optimizer_name="sgd"):
     with torch.random.fork_rng():
-        torch.manual_seed(1)
+        torch.default_generator.manual_seed(1)
         net = NETS[net_name]()
     functional.set_step_mode(net, mode)
     return net, OPTIMIZERS[optimizer_name](net.parameters())
@@ -85,6 +86,11 @@ def train(net, optimizer, steps):
     return {name: value.clone() for name, value in net.state_dict().items()}
 
 
+@functools.cache
+def plainly_trained(net_name, mode, optimizer_name):
+    return train(*build(net_name, mode, optimizer_name), steps=3)
+
+
 def same(first, second):
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
@@ -94,7 +100,7 @@ def same(first, second):
 @over_optimizers
 @pytest.mark.parametrize("mechanism", NEUTRAL.values(), ids=NEUTRAL)
 def test_zero_strength_leaves_every_bit(mechanism, optimizer_name, mode, net_name):
-    plain = train(*build(net_name, mode, optimizer_name), steps=3)
+    plain = plainly_trained(net_name, mode, optimizer_name)
     net, optimizer = build(net_name, mode, optimizer_name)
     bouton.attach(net, optimizer, [mechanism])
     assert same(train(net, optimizer, steps=3), plain)
@@ -102,10 +108,10 @@ def test_zero_strength_leaves_every_bit(mechanism, optimizer_name, mode, net_nam
 
 @over_nets
 @over_modes
-@over_optimizers
 @pytest.mark.parametrize("mechanism", EXAMPLES.values(), ids=EXAMPLES)
-def test_trains_and_comes_off(mechanism, optimizer_name, mode, net_name):
-    plain = train(*build(net_name, mode, optimizer_name), steps=3)
+def test_trains_and_comes_off(mechanism, mode, net_name):
+    optimizer_name = "adamw"
+    plain = plainly_trained(net_name, mode, optimizer_name)
     net, optimizer = build(net_name, mode, optimizer_name)
     handle = bouton.attach(net, optimizer, [mechanism])
     assert len(handle.report().rows) == 3
