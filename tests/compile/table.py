@@ -13,14 +13,15 @@ from compiling import ROWS, STEPS, compiled
 from nets import NETS
 
 MARKERS = ("<!-- compiled -->", "<!-- end of compiled -->")
-# Many small steps in one graph take long to compile; these nets get fewer rows.
-SLOW = {"cells", "spiking"}
+# What takes long to compile gets fewer rows: many small steps in one graph, and large nets.
+SLOW, LARGE = {"cells", "spiking"}, {"residual", "transformer"}
 FOR_SLOW = {"plain", "all at once"}
+FOR_LARGE = FOR_SLOW | {"FeedbackAlignment()", "Grapes()", "MultiSynapse()"}
 
 
 def is_tested(net, row):
     """Whether a test compiles this net with these mechanisms."""
-    return net not in SLOW or row in FOR_SLOW
+    return row in FOR_SLOW or (net not in SLOW and (net not in LARGE or row in FOR_LARGE))
 
 
 def expected_graph(net, row):

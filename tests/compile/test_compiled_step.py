@@ -73,7 +73,6 @@ def trained(optimizer_name, chosen=None, compile_what=None):
     [
         *(("sgd", name) for name in MECHANISMS),
         ("adamw", "rates"),
-        ("adamw", "all sites"),
         ("derived", "rates"),
     ],
 )

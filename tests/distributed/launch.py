@@ -20,6 +20,12 @@ import bouton
 FOLDER = Path(tempfile.mkdtemp(prefix="bouton-distributed-"))
 atexit.register(shutil.rmtree, FOLDER)
 DETAILS = ["accumulate", "overflow/fused", "overflow/unfused", "by hand", "wrapped later, forward"]
+UNEVEN = [
+    "mlp/sgd/together",
+    "conv/adamw/together",
+    "transformer/adamw/otherwise",
+    "lookup/adamw/everywhere",
+]
 OF_COPIES = ["first logs", "wrapped later", "attached inside"]  # where each process holds all weights
 # number of processes -> what spreads the model -> scenes
 LAUNCHES = {
@@ -30,7 +36,7 @@ LAUNCHES = {
     4: {
         "ddp": [*COMBINED, "first logs", "resume:ddp-2"],
         # and no more, because four processes share few cores and wait for each other many times a step
-        "fsdp": [*COMBINED, *(f"tell:{name}" for name in TOLD), "resume:fsdp-2", "save:fsdp-4"],
+        "fsdp": [*UNEVEN, *(f"tell:{name}" for name in TOLD), "resume:fsdp-2", "save:fsdp-4"],
         "hsdp": ["mlp/sgd/together", "mlp/adamw/gradient", "resume:fsdp-4"],
     },
 }

@@ -25,9 +25,9 @@ def able(*tensors: Tensor, dtype: torch.dtype = torch.float32) -> ctypes.CDLL | 
 
 def is_watched() -> bool:
     """Whether what is done now is to be done by operations of torch, which something sees or changes."""
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if torch.compiler.is_dynamo_compiling() or torch._C._are_functorch_transforms_active():
         return True
-    return bool(torch._C._len_torch_dispatch_stack())  # as of fake tensors
+    return bool(torch._C._len_torch_dispatch_stack())  # as of fake tensors, and where a program is exported
 
 
 def are_plain(tensors: Sequence[Tensor], dtype: torch.dtype) -> bool:
