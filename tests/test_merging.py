@@ -304,6 +304,23 @@ def test_autocast_rounds_sums_and_not_weights(made, others):
     assert made == MERGED and model[0].weight.grad.dtype == torch.float32
 
 
+@pytest.mark.parametrize("frozen", ["weight", "bias"])
+def test_what_is_frozen_is_summed_and_no_gradient_is_made_for_it(frozen):
+    found = []
+    for uses in (0, NEVER):
+        model, _ = net(SUMS)
+        getattr(model[0], frozen).requires_grad_(False)
+        with merged_from(uses), FlopCounterMode(display=False) as flops:
+            model(INPUTS).square().sum().backward()
+        gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        found.append((gradients, flops.get_total_flops()))
+    (merged, fewer), (plain, more) = found
+    assert merged.keys() == plain.keys() and f"0.{frozen}" not in merged
+    torch.testing.assert_close(merged, plain)
+    readout = 3 * 2 * len(INPUTS) * model[3].weight.numel()  # forward, and for its inputs and its weight
+    assert 2 * (fewer - readout) == more - readout
+
+
 def test_members_of_a_group_take_the_same_step():
     model, _ = net(SUMS)
     model(INPUTS).square().sum().backward()

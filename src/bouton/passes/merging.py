@@ -24,7 +24,7 @@ from bouton.compiled import Unscripted, forward_only
 from bouton.layer_types import Layout
 from bouton.passage import Passage
 from bouton.passes.modulation import transforming
-from bouton.passes.pooling import repeat, sum_members
+from bouton.passes.pooling import repeat, sum_members, sum_nodes
 from bouton.switch import Switch
 from bouton.synapse import SynapseGroup
 from bouton.tensors.precision import is_precise
@@ -58,10 +58,8 @@ class Merge(Unscripted):
             return None
         weight, source = cast(nn.Parameter, layer._parameters["weight"]), inputs[0]
         factors = _Factors.of(self.errors, weight.detach(), self.switch) if self.errors else None
-        for name in _NAMES:
-            held = layer._parameters.get(name)
-            if held is not None:
-                layer.__dict__[name] = sum_members(held, self.gamma, -held.ndim, pulled=factors)
+        held = {name: own for name in _NAMES if (own := layer._parameters.get(name)) is not None}
+        layer.__dict__.update(zip(held, sum_nodes([*held.values()], self.gamma, factors), strict=True))
         if factors is None or not source.requires_grad:
             return None
         layer.__dict__[_CUT] = source, factors
