@@ -169,5 +169,5 @@ class Grapes(Mechanism):
         return {"factor": responsibility(synapses.weight, self.clip, self.normalize, synapses.companions)}
 
     def rule(self, synapses: Synapses) -> Tensor:
-        factor = self.surveyed(synapses)["factor"]
+        factor = (synapses.survey or self.survey(synapses))["factor"]
         return factor.expand_as(synapses.weight) if self.mode == "presynaptic" else factor

@@ -176,7 +176,7 @@ class PlasticityDiversity(Mechanism):
         return self.law.prepare(synapses, self)
 
     def observe(self, synapses: Synapses, output: Tensor) -> None:
-        observe = self.law.observe
+        observe = LAWS[self.distribution].observe  # that of the law, where it has one
         if observe is not None:
             observe(synapses, output)
 

@@ -37,41 +37,44 @@ def pool(output: Tensor, gamma: int, axis: int) -> Tensor | None:
     """The sum of each ``gamma`` neighbours on an axis, at the place of each of them."""
     if gamma < 2 or output.shape[axis] % gamma or (loops := ready(output)) is None:
         return None
-    pooled, (outer, inner) = torch.empty_like(output), _around(output, axis)
-    groups = outer * output.shape[axis] // gamma
+    pooled, inner = torch.empty_like(output), _behind(output, axis)
+    groups = output.numel() // (gamma * inner or 1)
     loops.pool(output.data_ptr(), groups, gamma, inner, pooled.data_ptr(), torch.get_num_threads())
     return pooled
 
 
 def summed(values: Tensor, gamma: int, axis: int, factors: Tensor | None) -> Tensor | None:
     """The sum of each ``gamma`` neighbours on an axis, on the first one times factors, if there are any."""
-    count, rest = divmod(values.shape[axis], gamma)
-    return None if rest else _in_groups("sum_members", values, gamma, axis, factors, count, count)
+    nodes = values.shape[axis]
+    return (
+        None if nodes % gamma else _in_groups("sum_members", values, gamma, axis, factors, nodes // gamma)
+    )
 
 
 def repeated(values: Tensor, gamma: int, axis: int, factors: Tensor | None) -> Tensor | None:
     """Each entry of an axis ``gamma`` times, one after another, on the first axis times factors."""
-    groups = values.shape[axis]
-    return _in_groups("repeat", values, gamma, axis, factors, groups, groups * gamma)
+    return _in_groups("repeat", values, gamma, axis, factors, values.shape[axis] * gamma)
 
 
 def _in_groups(
-    loop: str, values: Tensor, gamma: int, axis: int, factors: Tensor | None, groups: int, count: int
+    loop: str, values: Tensor, gamma: int, axis: int, factors: Tensor | None, count: int
 ) -> Tensor | None:
-    if gamma < 2 or (loops := ready(*([values] if factors is None else [values, factors]))) is None:
+    if gamma < 2 or (loops := ready(*((values,) if factors is None else (values, factors)))) is None:
         return None
     place = None
     if factors is not None:
-        if axis != -values.ndim or factors.numel() != groups * gamma:
+        if axis != -values.ndim or factors.numel() != max(count, values.shape[0]):
             return None
         place = factors.data_ptr()
-    shape, (outer, inner) = list(values.shape), _around(values, axis)
+    shape, inner = list(values.shape), _behind(values, axis)
     shape[axis] = count
-    made, threads = values.new_empty(shape), torch.get_num_threads()
-    getattr(loops, loop)(values.data_ptr(), place, outer * groups, gamma, inner, made.data_ptr(), threads)
+    made = values.new_empty(shape)
+    # of both, the one with a number for each group
+    groups, threads = min(made.numel(), values.numel()) // (inner or 1), torch.get_num_threads()
+    getattr(loops, loop)(values.data_ptr(), place, groups, gamma, inner, made.data_ptr(), threads)
     return made
 
 
-def _around(values: Tensor, axis: int) -> tuple[int, int]:
-    """How many numbers there are along the axes before one, and behind it."""
-    return values.shape[: values.ndim + axis].numel(), values.shape[values.ndim + axis + 1 :].numel()
+def _behind(values: Tensor, axis: int) -> int:
+    """How many numbers there are along the axes behind one."""
+    return 1 if axis == -1 else values.shape[values.ndim + axis + 1 :].numel()

@@ -15,19 +15,18 @@ _KINDS = (Tensor, nn.Parameter)  # and none that stand in for others
 
 def ready(*tensors: Tensor, dtype: torch.dtype = torch.float32) -> ctypes.CDLL | None:
     """The loops, if they can work on these tensors."""
-    return None if is_watched() or not are_plain(tensors, dtype) else library()
-
-
-def able(*tensors: Tensor, dtype: torch.dtype = torch.float32) -> ctypes.CDLL | None:
-    """The same where it is known that nothing watches."""
-    return library() if are_plain(tensors, dtype) else None
+    if torch.compiler.is_dynamo_compiling() or is_watched() or not are_plain(tensors, dtype):
+        return None
+    return library()
 
 
 def is_watched() -> bool:
-    """Whether what is done now is to be done by operations of torch, which something sees or changes."""
-    if torch.compiler.is_dynamo_compiling() or torch._C._are_functorch_transforms_active():
-        return True
-    return bool(torch._C._len_torch_dispatch_stack())  # as of fake tensors, and where a program is exported
+    """Whether what is done now is to be done by operations of torch, which something sees or changes.
+
+    For use where no graph is made, as in the hooks of an optimizer's step.
+    """
+    # modes, as of fake tensors, and where a program is exported
+    return torch._C._are_functorch_transforms_active() or bool(torch._C._len_torch_dispatch_stack())
 
 
 def are_plain(tensors: Sequence[Tensor], dtype: torch.dtype) -> bool:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.optim.sgd import sgd
 
-from bouton.native.library import Rates, Sgd
+from bouton.native.library import Rates, Sgd, library
 from bouton.native.rates import as_rates
-from bouton.native.ready import able, ready
+from bouton.native.ready import are_plain, ready
 
 Deviation = tuple[Tensor, float, Tensor | None, float, Tensor | None]  # as bouton.Deviation
 
@@ -40,7 +40,7 @@ class SgdStep:
         settings: Mapping[str, Any],
     ) -> bool:
         """Make it in place, where nothing watches; False where the loop does not serve."""
-        if gradient is None or (loops := able(gradient)) is None:
+        if gradient is None or not are_plain((gradient,), torch.float32) or (loops := library()) is None:
             return False
         other = weight if buffer is None else buffer
         if not (weight.shape == gradient.shape == other.shape) or weight.dtype is not other.dtype:
@@ -50,11 +50,12 @@ class SgdStep:
         place, moved = weight.data_ptr(), None if buffer is None else buffer.data_ptr()
         seen = place, moved, weight.shape
         if self._seen != seen:
-            if able(weight, other) is None:
+            if not are_plain((weight, other), torch.float32):
                 return False
             self._seen, self._rates = seen, None
-        if self._rates is not None and _lie_alike(self._rates[0], rates):
-            given = self._rates[1]
+        known = self._rates
+        if known is not None and (known[0] is rates or _lie_alike(known[0], rates)):
+            given = known[1]
             given.scale, given.shift = rates[1], rates[3]
         else:
             found = as_rates(weight, *rates)
@@ -75,7 +76,7 @@ class SgdStep:
 
 def _lie_alike(one: Deviation, other: Deviation) -> bool:
     """Whether two rates have their numbers in the same memory."""
-    return one is other or (one[0] is other[0] and one[2] is other[2] and one[4] is other[4])
+    return one[0] is other[0] and one[2] is other[2] and one[4] is other[4]
 
 
 def is_torchs() -> bool:

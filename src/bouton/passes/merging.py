@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from bouton.compiled import Unscripted, forward_only
 from bouton.layer_types import Layout
 from bouton.passage import Passage
 from bouton.passes.modulation import transforming
-from bouton.passes.pooling import repeat, sum_members, sum_nodes
+from bouton.passes.pooling import repeat, repeat_nodes, sum_members, sum_nodes
 from bouton.switch import Switch
 from bouton.synapse import SynapseGroup
 from bouton.tensors.precision import is_precise
@@ -51,15 +51,19 @@ class Merge(Unscripted):
 
     def __call__(self, layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
         """Run by torch before the layer's forward."""
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_dynamo_compiling():
             return None
-        show_parameters(layer)  # where a forward pass was broken off
+        if "weight" in layer.__dict__:  # of a forward pass that was broken off
+            show_parameters(layer)
         if not self.switch.on or not self._serves(layer, inputs):
             return None
-        weight, source = cast(nn.Parameter, layer._parameters["weight"]), inputs[0]
+        weight, bias, source = layer._parameters["weight"], layer._parameters.get("bias"), inputs[0]
+        assert weight is not None
         factors = _Factors.of(self.errors, weight.detach(), self.switch) if self.errors else None
-        held = {name: own for name in _NAMES if (own := layer._parameters.get(name)) is not None}
-        layer.__dict__.update(zip(held, sum_nodes([*held.values()], self.gamma, factors), strict=True))
+        sums = sum_nodes((weight,) if bias is None else (weight, bias), self.gamma, factors)
+        layer.__dict__.update(
+            zip(_NAMES, sums, strict=False)
+        )  # of the weight alone, where there is no bias
         if factors is None or not source.requires_grad:
             return None
         layer.__dict__[_CUT] = source, factors
@@ -67,15 +71,16 @@ class Merge(Unscripted):
 
     def join(self, layer: nn.Module, output: Tensor) -> Tensor | None:
         """The layer's output, of all nodes, if the layer has made sums; None otherwise."""
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_dynamo_compiling() or "weight" not in layer.__dict__:
             return None
         cut, axis = layer.__dict__.get(_CUT), self.layout.output_axis
         if not show_parameters(layer):
             return None
-        weight = cast(nn.Parameter, layer._parameters["weight"])
         if cut is None:
-            return repeat(output, self.gamma, axis)
-        return cast(Tensor, _Send.apply(output, *cut, weight, layer, self))  # type: ignore[no-untyped-call]
+            return repeat_nodes(output, self.gamma, axis)
+        weight = layer._parameters["weight"]
+        sent: Tensor = _Send.apply(output, *cut, weight, layer, self)  # type: ignore[no-untyped-call]
+        return sent
 
     def _serves(self, layer: nn.Module, inputs: tuple[Any, ...]) -> bool:
         weight, bias = layer._parameters.get("weight"), layer._parameters.get("bias")
@@ -92,12 +97,13 @@ class Merge(Unscripted):
             return False
         if bias is not None and type(bias) is not nn.Parameter:
             return False
-        if len(weight) // getattr(layer, "groups", 1) % self.gamma:
+        groups = layer.__dict__.get("groups", 1)  # not asked of the module, which looks everywhere for it
+        if weight.shape[0] // groups % self.gamma:
             return False
         source = inputs[0] if inputs else None
         if not isinstance(source, Tensor) or source.is_nested:
             return False
-        uses = source.numel() // (weight.shape[1] * getattr(layer, "groups", 1) or 1)
+        uses = source.numel() // (weight.shape[1] * groups or 1)
         return uses >= FEW_USES and uses * weight.numel() >= FEW_PRODUCTS
 
     def _is_watched(self, layer: nn.Module) -> bool:
@@ -119,11 +125,12 @@ def merge_for(
 def show_parameters(layer: nn.Module) -> bool:
     """Undo what a :class:`Merge` has hidden; whether there was anything."""
     layer.__dict__.pop(_CUT, None)
-    # what is in both places
-    hidden = [n for n in _NAMES if n in layer.__dict__ and layer._parameters.get(n) is not None]
-    for name in hidden:
-        del layer.__dict__[name]
-    return bool(hidden)
+    found = False
+    for name in _NAMES:  # what is in both places
+        if name in layer.__dict__ and layer._parameters.get(name) is not None:
+            del layer.__dict__[name]
+            found = True
+    return found
 
 
 @dataclass

@@ -59,7 +59,7 @@ def modulate(output: Tensor, factor: Tensor, switch: Switch, name: str) -> Tenso
 
     ``output`` awaits an error, and ``name`` is that of what modulates it.
     """
-    compiling = torch.compiler.is_compiling()  # asked once, which takes two functions of torch
+    compiling = torch.compiler.is_dynamo_compiling()  # and exports, which have no errors, do not come here
     if transforming():
         if compiling:
             raise ValueError(

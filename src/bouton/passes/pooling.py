@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +27,8 @@ def pool(output: Tensor, gamma: int, axis: int) -> Tensor:
         return pooled
     # torch.func asks for another form of function, whose call takes three times as long
     kind = _PoolUnderTransforms if transforming() else _Pool
-    return cast(Tensor, kind.apply(output, gamma, axis))  # type: ignore[no-untyped-call]
+    pooled = kind.apply(output, gamma, axis)  # type: ignore[no-untyped-call]
+    return pooled
 
 
 def sum_members(
@@ -39,15 +40,27 @@ def sum_members(
     """
     if not _again():
         return summed(values, gamma, axis, factors)
-    (total,) = _Sum.apply(gamma, (axis,), factors, pulled, values)  # type: ignore[no-untyped-call]
-    return cast(Tensor, total)
+    totals: Sequence[Tensor]
+    totals = _Sum.apply(gamma, (axis,), factors, pulled, values)  # type: ignore[no-untyped-call]
+    return totals[0]
 
 
 def sum_nodes(weights: Sequence[Tensor], gamma: int, pulled: Factors = None) -> Sequence[Tensor]:
     """:func:`sum_members` over the first axis of each tensor, in one call, which takes longer than sums."""
     axes = [-weight.ndim for weight in weights]
-    sums: Sequence[Tensor] = _Sum.apply(gamma, axes, None, pulled, *weights)  # type: ignore[no-untyped-call]
+    sums: Sequence[Tensor] = _applied(_Sum, gamma, axes, None, pulled, *weights)
     return sums
+
+
+def repeat_nodes(output: Tensor, gamma: int, axis: int) -> Tensor:
+    """:func:`repeat` of what a layer has made of such sums."""
+    every: Tensor = _applied(_Repeat, output, gamma, axis, None)
+    return every
+
+
+def _applied(kind: type[torch.autograd.Function], *arguments: Any) -> Any:
+    """``kind.apply`` without what that does for torch.func, which takes as long as the function itself."""
+    return super(torch.autograd.Function, kind).apply(*arguments)  # type: ignore[misc]
 
 
 def repeat(values: Tensor, gamma: int, axis: int, factors: Tensor | None = None) -> Tensor:
@@ -57,7 +70,8 @@ def repeat(values: Tensor, gamma: int, axis: int, factors: Tensor | None = None)
     """
     if not _again():
         return repeated(values, gamma, axis, factors)
-    return cast(Tensor, _Repeat.apply(values, gamma, axis, factors))  # type: ignore[no-untyped-call]
+    every: Tensor = _Repeat.apply(values, gamma, axis, factors)  # type: ignore[no-untyped-call]
+    return every
 
 
 def _pooled(output: Tensor, gamma: int, axis: int) -> Tensor:
@@ -151,8 +165,10 @@ class _Sum(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         ctx.gamma, ctx.axes, ctx.pulled = gamma, axes, pulled
         sums = [summed(value, gamma, axis, factors) for value, axis in zip(values, axes, strict=True)]
-        frozen = [made for made, value in zip(sums, values, strict=True) if not value.requires_grad]
-        ctx.mark_non_differentiable(*frozen)
+        if not all(ctx.needs_input_grad[4:]):
+            ctx.mark_non_differentiable(
+                *[s for s, v in zip(sums, values, strict=True) if not v.requires_grad]
+            )
         return tuple(sums)
 
     @staticmethod

@@ -14,14 +14,15 @@ from torch.optim.sgd import sgd
 
 from bouton.native.steps import SgdStep, is_torchs
 from bouton.sites import Deviation
+from bouton.step.place import Place
 from bouton.step.updates import Settings, View, is_plain, torch_kind
 
 
 class Advance(Protocol):
     """How one kind of optimizer steps a weight, as torch does to the bit."""
 
-    def is_ready(self, optimizer: Optimizer, settings: Settings, weight: Tensor) -> bool:
-        """Whether the optimizer has all that a step of the weight needs."""
+    def ready(self, optimizer: Optimizer, place: Place, weight: Tensor, in_pieces: bool) -> Settings | None:
+        """The settings of the weight, if its step can be made here: ``in_pieces``, or in one pass."""
         ...
 
     def part(self, optimizer: Optimizer, settings: Settings, weight: Tensor, view: View) -> None:
@@ -30,10 +31,6 @@ class Advance(Protocol):
 
     def finish(self, optimizer: Optimizer, weight: Tensor) -> None:
         """Count the step, once all synapses were stepped."""
-
-    def is_one_pass(self, weight: Tensor) -> bool:
-        """Whether ``scaled`` may be able to do its work, so that also small weights gain by it."""
-        return False
 
     def scaled(
         self,
@@ -71,9 +68,13 @@ def is_undisturbed(optimizer: Optimizer, before: Callable[..., None], after: Cal
 
 
 class _Adam(Advance):
-    def is_ready(self, optimizer: Optimizer, settings: Settings, weight: Tensor) -> bool:
+    def ready(self, optimizer: Optimizer, place: Place, weight: Tensor, in_pieces: bool) -> Settings | None:
+        if not in_pieces:
+            return None
+        settings = place.settings(optimizer)
         needed = {"exp_avg", "exp_avg_sq", "step"} | ({"max_exp_avg_sq"} if settings["amsgrad"] else set())
-        return is_plain(settings) and needed <= optimizer.state.get(weight, {}).keys()
+        has_all = place.is_only and needed <= optimizer.state.get(weight, {}).keys()
+        return settings if has_all and is_plain(settings) else None
 
     def part(self, optimizer: Optimizer, settings: Settings, weight: Tensor, view: View) -> None:
         state, (first, second) = optimizer.state[weight], settings["betas"]
@@ -108,15 +109,18 @@ class _Sgd(Advance):
     def __init__(self) -> None:
         self._step = SgdStep()
         self._agrees = False
-        self._buffer: Tensor | None = None  # within a step
 
-    def is_ready(self, optimizer: Optimizer, settings: Settings, weight: Tensor) -> bool:
-        moves = settings["momentum"]
-        self._buffer = optimizer.state.get(weight, _NOTHING).get("momentum_buffer") if moves else None
-        return is_plain(settings) and (not moves or self._buffer is not None)
+    def ready(self, optimizer: Optimizer, place: Place, weight: Tensor, in_pieces: bool) -> Settings | None:
+        self._agrees = self._agrees or is_torchs()  # asked in each step, and answered once
+        if not in_pieces and not (self._agrees and weight.dtype is torch.float32):
+            return None
+        settings = place.settings(optimizer)
+        if settings["momentum"] and optimizer.state.get(weight, _NOTHING).get("momentum_buffer") is None:
+            return None
+        return settings if place.is_only and is_plain(settings) else None
 
     def part(self, optimizer: Optimizer, settings: Settings, weight: Tensor, view: View) -> None:
-        buffer = self._buffer
+        buffer = optimizer.state[weight]["momentum_buffer"] if settings["momentum"] else None
         assert weight.grad is not None
         sgd(
             [view(weight.detach())],
@@ -132,10 +136,6 @@ class _Sgd(Advance):
             maximize=settings["maximize"],
         )
 
-    def is_one_pass(self, weight: Tensor) -> bool:
-        self._agrees = self._agrees or is_torchs()  # asked in each step, and answered once
-        return self._agrees and weight.dtype is torch.float32
-
     def scaled(
         self,
         optimizer: Optimizer,
@@ -144,7 +144,8 @@ class _Sgd(Advance):
         view: View | None,
         rates: Deviation,
     ) -> bool:
-        buffer, gradient = self._buffer, weight.grad
+        gradient = weight.grad
+        buffer = optimizer.state[weight]["momentum_buffer"] if settings["momentum"] else None
         if view is not None:
             weight, gradient = view(weight), None if gradient is None else view(gradient)
             buffer = None if buffer is None else view(buffer)
@@ -152,9 +153,6 @@ class _Sgd(Advance):
             return False
         increment_version(weight)  # which torch does where it writes itself
         return True
-
-    def finish(self, optimizer: Optimizer, weight: Tensor) -> None:
-        self._buffer = None
 
 
 _KNOWN: dict[type[Optimizer], Callable[[], Advance]] = {SGD: _Sgd, Adam: _Adam, AdamW: _Adam}

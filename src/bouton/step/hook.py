@@ -19,6 +19,7 @@ from bouton.state.skipped import Verdict
 from bouton.step.advance import is_undisturbed, known_advance
 from bouton.step.callers import is_rehearsal, is_within_step
 from bouton.step.moments import fresh_moments, reset_moments
+from bouton.step.own_step import OwnStep
 from bouton.step.rates import Scaling
 from bouton.step.snapshot import Snapshot, take_snapshots
 from bouton.step.structure import rewire
@@ -190,14 +191,25 @@ class StepHook:
                     self._rewire(group, claim)
 
     def _scale(self, optimizer: Optimizer, skipped: Tensor | None) -> None:
-        for scaling in self._scalings:
-            scaling.own.give_back()  # of all before any rule is asked, which may fail
-        rest = [scaling for scaling in self._scalings if not scaling.own.repeat(optimizer)]
-        if rest:
-            with torch.set_grad_enabled(False), mixing(*self._spread):  # less work than no_grad()
-                for scaling in rest:
-                    before = self._before.pop(scaling.group, None)
-                    scaling.end(optimizer, self._known, before, skipped)
+        due: list[OwnStep] = []
+        rest: list[Scaling] = []
+        for scaling in self._scalings:  # of all before any rule is asked, which may fail
+            if scaling.own.give_back():
+                due.append(scaling.own)
+            else:
+                rest.append(scaling)
+        graph = torch.is_grad_enabled()
+        torch._C._set_grad_enabled(False)  # as no_grad(), which takes four functions of Python
+        try:
+            for own in due:
+                own.make(optimizer)
+            if rest:
+                with mixing(*self._spread):
+                    for scaling in rest:
+                        before = self._before.pop(scaling.group, None)
+                        scaling.end(optimizer, self._known, before, skipped)
+        finally:
+            torch._C._set_grad_enabled(graph)
 
     def _scale_gradient(self, group: SynapseGroup, gradient: Tensor) -> Tensor:
         if self._switch.on:

@@ -57,22 +57,27 @@ class OwnStep:
     def take(self, optimizer: Optimizer) -> bool:
         """Keep the optimizer from the weight, if its step can be made here and is better made here."""
         advance, weight = self._advance, self._group.weight
-        if advance is None or not self._is_possible or weight.grad is None:
+        gradient = weight.grad
+        if advance is None or not self._is_possible:
             return False
-        if not (advance.is_one_pass(weight) or (self._has_pieces and is_precise(weight))):
+        if gradient is None or gradient.layout is not torch.strided:
             return False
-        if weight.grad.layout is not torch.strided:
+        settings = advance.ready(optimizer, self._place, weight, self._has_pieces and is_precise(weight))
+        if settings is None:
             return False
-        self._settings = self._place.settings(optimizer)
-        if not self._place.is_only or not advance.is_ready(optimizer, self._settings, weight):
-            return False
-        self._withheld, weight.grad = weight.grad, None  # so that the optimizer skips it
+        self._settings, self._withheld, weight.grad = (
+            settings,
+            gradient,
+            None,
+        )  # so that it skips the weight
         return True
 
-    def give_back(self) -> None:
-        """Give the weight the gradient that was withheld from the optimizer."""
-        if self._withheld is not None:
-            self._group.weight.grad, self._withheld, self.is_due = self._withheld, None, True
+    def give_back(self) -> bool:
+        """Give the weight the gradient that was withheld from the optimizer; False if none was."""
+        if self._withheld is None:
+            return False
+        self._group.weight.grad, self._withheld, self.is_due = self._withheld, None, True
+        return True
 
     def forget(self) -> None:
         """Take back what a step that failed has left."""
@@ -80,23 +85,16 @@ class OwnStep:
             warnings.warn(_LOST.format(self._group.name), stacklevel=6)
         self._withheld, self.is_due = None, False
 
-    def repeat(self, optimizer: Optimizer) -> bool:
-        """Make the step if it is due and its rates are those of the last one; False if it was not made."""
-        if not self.is_due or self.fixed is None:
-            return False
-        advance, weight = self._advance, self._group.weight
-        assert advance is not None
-        rates = self.fixed.of_weight(weight)
-        if not advance.scaled(optimizer, self._settings, weight, self._view, rates):
-            return False
-        self.is_due = False
-        advance.finish(optimizer, weight)
-        return True
-
     def make(self, optimizer: Optimizer) -> None:
         """Make the step, of one part of the weight after another; where a rule fails, plainly."""
         weight, advance, claims = self._group.weight, self._advance, self._claims
         assert advance is not None
+        if self.fixed is not None:
+            fixed = self.fixed.of_weight(weight)
+            if advance.scaled(optimizer, self._settings, weight, self._view, fixed):
+                self.is_due = False
+                advance.finish(optimizer, weight)
+                return
         now, failure = weight.detach(), None
         for view, own in self._parts(now):
             rates = None

@@ -51,7 +51,7 @@ def rates_of(claims: Sequence[Claim], parts: Sequence[Synapses | Deviation], lik
         if isinstance(part, Deviation):
             deviations.append(part)
             continue
-        known = claim.mechanism.deviation(part)
+        known = claim.mechanism.deviation(part) if claim.deviates else None
         if known is None:
             factors.append(claim.factor(part))  # may be one for each node
             continue

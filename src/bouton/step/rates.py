@@ -82,8 +82,6 @@ class Scaling:
             del optimizer.rates[weight]  # scaled already
         elif before is not None:
             self._scale(before, skipped)
-        elif self.own.is_due:
-            self.own.make(optimizer)
         elif known is not None:
             self.claims[0].refuse_sparse(weight.grad)
             if self.own.fixed is None:
