@@ -45,10 +45,8 @@ def pool(output: Tensor, gamma: int, axis: int) -> Tensor | None:
 
 def summed(values: Tensor, gamma: int, axis: int, factors: Tensor | None) -> Tensor | None:
     """The sum of each ``gamma`` neighbours on an axis, on the first one times factors, if there are any."""
-    nodes = values.shape[axis]
-    return (
-        None if nodes % gamma else _in_groups("sum_members", values, gamma, axis, factors, nodes // gamma)
-    )
+    count, rest = divmod(values.shape[axis], gamma)
+    return None if rest else _in_groups("sum_members", values, gamma, axis, factors, count)
 
 
 def repeated(values: Tensor, gamma: int, axis: int, factors: Tensor | None) -> Tensor | None:

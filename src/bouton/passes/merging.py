@@ -61,9 +61,7 @@ class Merge(Unscripted):
         assert weight is not None
         factors = _Factors.of(self.errors, weight.detach(), self.switch) if self.errors else None
         sums = sum_nodes((weight,) if bias is None else (weight, bias), self.gamma, factors)
-        layer.__dict__.update(
-            zip(_NAMES, sums, strict=False)
-        )  # of the weight alone, where there is no bias
+        layer.__dict__.update(zip(_NAMES, sums, strict=False))  # there may be no bias
         if factors is None or not source.requires_grad:
             return None
         layer.__dict__[_CUT] = source, factors

@@ -166,9 +166,8 @@ class _Sum(torch.autograd.Function):
         ctx.gamma, ctx.axes, ctx.pulled = gamma, axes, pulled
         sums = [summed(value, gamma, axis, factors) for value, axis in zip(values, axes, strict=True)]
         if not all(ctx.needs_input_grad[4:]):
-            ctx.mark_non_differentiable(
-                *[s for s, v in zip(sums, values, strict=True) if not v.requires_grad]
-            )
+            frozen = [made for made, value in zip(sums, values, strict=True) if not value.requires_grad]
+            ctx.mark_non_differentiable(*frozen)
         return tuple(sums)
 
     @staticmethod

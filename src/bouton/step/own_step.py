@@ -65,11 +65,8 @@ class OwnStep:
         settings = advance.ready(optimizer, self._place, weight, self._has_pieces and is_precise(weight))
         if settings is None:
             return False
-        self._settings, self._withheld, weight.grad = (
-            settings,
-            gradient,
-            None,
-        )  # so that it skips the weight
+        self._settings, self._withheld = settings, gradient
+        weight.grad = None  # so that the optimizer skips it
         return True
 
     def give_back(self) -> bool:
