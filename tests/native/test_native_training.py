@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import bouton
-from bouton.native import ready, steps
+from bouton.native import ready
 from bouton.native.library import _ARGUMENTS
 
 CASES = {
@@ -56,8 +56,7 @@ def test_all_loops_are_used(monkeypatch):
             used.add(name)
             return getattr(loops, name)
 
-    for module in (ready, steps):
-        monkeypatch.setattr(module, "library", Watched)
+    monkeypatch.setattr(ready, "library", Watched)
     for mechanism in (
         *(bouton.Grapes(), bouton.Grapes(mode="local"), bouton.MultiSynapse(), bouton.VolumePlasticity()),
         *(bouton.Crystallization(), bouton.SpineRemodeling(every=1)),

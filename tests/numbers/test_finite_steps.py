@@ -57,7 +57,7 @@ class Witness:
     finite=st.booleans(),
     data=st.data(),
 )
-@settings(max_examples=30)
+@settings(max_examples=15)
 def test_where_the_plain_step_is_finite_so_is_the_attached_one(mechanism, dtype, optimizer, finite, data):
     """Also beside weights and gradients that are not, where ``finite`` is False."""
     model = net(dtype, data.draw(numbers(dtype, 26, finite=finite), "weights"))

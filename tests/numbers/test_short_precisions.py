@@ -32,7 +32,7 @@ def outcome(mechanism, weight, gradient):
 
 @pytest.mark.parametrize("mechanism", RULES.values(), ids=RULES)
 @given(dtype=st.sampled_from(SHORT), data=st.data())
-@settings(max_examples=60)
+@settings(max_examples=30)
 def test_a_rule_in_16_bits_is_the_rule_in_float32(mechanism, dtype, data):
     weight = data.draw(numbers(dtype, 12, largest=6e4)).view(3, 4)
     gradient = data.draw(numbers(dtype, 12, largest=6e4)).view(3, 4)

@@ -96,7 +96,7 @@ def batch(sizes, samples):
     read=st.sampled_from(["spikes", "membranes"]),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=30)
+@settings(max_examples=15)
 def test_gradients_equal_the_oracle(grapes, sizes, samples, surrogate_name, recurrent, read, seed):
     torch.manual_seed(seed)
     net = Net(sizes, surrogate_name, recurrent, read)

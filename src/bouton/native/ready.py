@@ -20,6 +20,11 @@ def ready(*tensors: Tensor, dtype: torch.dtype = torch.float32) -> ctypes.CDLL |
     return library()
 
 
+def able(*tensors: Tensor, dtype: torch.dtype = torch.float32) -> ctypes.CDLL | None:
+    """The same where it is known that nothing watches."""
+    return library() if are_plain(tensors, dtype) else None
+
+
 def is_watched() -> bool:
     """Whether what is done now is to be done by operations of torch, which something sees or changes.
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.optim.sgd import sgd
 
-from bouton.native.library import Rates, Sgd, library
+from bouton.native.library import Rates, Sgd
 from bouton.native.rates import as_rates
-from bouton.native.ready import are_plain, ready
+from bouton.native.ready import able, ready
 
 Deviation = tuple[Tensor, float, Tensor | None, float, Tensor | None]  # as bouton.Deviation
 
@@ -40,7 +40,7 @@ class SgdStep:
         settings: Mapping[str, Any],
     ) -> bool:
         """Make it in place, where nothing watches; False where the loop does not serve."""
-        if gradient is None or not are_plain((gradient,), torch.float32) or (loops := library()) is None:
+        if gradient is None or (loops := able(gradient)) is None:
             return False
         other = weight if buffer is None else buffer
         if not (weight.shape == gradient.shape == other.shape) or weight.dtype is not other.dtype:
@@ -50,7 +50,7 @@ class SgdStep:
         place, moved = weight.data_ptr(), None if buffer is None else buffer.data_ptr()
         seen = place, moved, weight.shape
         if self._seen != seen:
-            if not are_plain((weight, other), torch.float32):
+            if able(weight, other) is None:
                 return False
             self._seen, self._rates = seen, None
         known = self._rates
